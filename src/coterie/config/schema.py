@@ -1,0 +1,161 @@
+"""Every knob of a run and its default: frozen dataclasses, the only place where defaults are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coterie.core.method import Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetConfig:
+    """The network of every peer.
+
+    Attributes:
+        name: a registered network, see `coterie list nets`.
+    """
+
+    name: str = "resnet32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortConfig:
+    """Who learns together.
+
+    Attributes:
+        peers: number of peers M, all of them `net.name`.
+        nets: names of the peers' networks when they differ; then `peers` and `net.name` are not used.
+        shared: stages after the stem that all peers share; 0 for separate peers.
+        leader: the peer that is kept; negative numbers count from the end.
+    """
+
+    peers: int = 4
+    nets: tuple[str, ...] = ()
+    shared: int = 0
+    leader: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What is learnt from.
+
+    Attributes:
+        name: a registered data set, see `coterie list data`.
+        root: folder that holds the data set in its authors' layout.
+        batch_size: images per batch B.
+        validation: share of the training set held out, stratified and seeded, for every choice; 0 for none.
+        limit: number of training images to keep, stratified and seeded; 0 for all.
+        image_size: side in pixels that images of a folder are brought to; 0 for a data set's own size.
+        augment: `crop` pads and crops, `resized_crop` cuts and scales as for ImageNet, `none` leaves images alone.
+        padding: pixels added on each side before `crop`.
+        flip: mirror half of the images.
+        views: at least so many independent views of each image; a method that needs more gets more.
+        workers: processes that decode images of folders; 0 decodes in the training process.
+        memory_mb: folders that decode to at most this many MiB live in memory as one tensor.
+        classes: number of classes of the `synthetic` set.
+        samples: number of training images of the `synthetic` set.
+    """
+
+    name: str = "digits"
+    root: str = "data"
+    batch_size: int = 64
+    validation: float = 0.1
+    limit: int = 0
+    image_size: int = 0
+    augment: Literal["crop", "resized_crop", "none"] = "crop"
+    padding: int = 4
+    flip: bool = True
+    views: int = 1
+    workers: int = 2
+    memory_mb: int = 512
+    classes: int = 10
+    samples: int = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """How parameters are changed.
+
+    Attributes:
+        name: `sgd` or `adamw`.
+        lr: learning rate at its highest.
+        momentum: of SGD.
+        nesterov: whether SGD looks ahead.
+        weight_decay: applied to all parameters, as the papers' code does.
+        schedule: `cosine` falls to zero, `step` multiplies by `gamma` at each milestone, `constant` stays,
+            `one_cycle` rises over the first 30 % of all steps and falls to zero.
+        per: whether the schedule moves once per `epoch` (as the papers' code) or per `step`.
+        milestones: epochs after which `step` lowers the rate.
+        gamma: factor of `step`.
+        warmup_epochs: epochs of linear increase from zero before the schedule.
+        clip: largest norm of the gradient; 0 for no clipping.
+        accumulate: batches whose gradients are averaged for one step.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "step", "constant", "one_cycle"] = "cosine"
+    per: Literal["epoch", "step"] = "epoch"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    clip: float = 0.0
+    accumulate: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How the loop runs.
+
+    Attributes:
+        device: `auto` takes an accelerator when there is one; otherwise a torch device, such as `cpu` or `cuda:0`.
+        precision: `float32`, or autocast to `bfloat16` or `float16` (with gradient scaling).
+        channels_last: keep maps in channels-last order, faster on most machines.
+        deterministic: use deterministic kernels only, so that an interrupted run can be continued to the bit.
+        threads: threads of the CPU; 0 leaves torch's choice.
+        log_every: steps between rows of `metrics.jsonl`; 0 for one row per epoch.
+        checkpoint_every: steps between checkpoints; 0 for one per epoch.
+        keep: checkpoints kept, newest first; at least 2.
+        evaluate_every: epochs between evaluations on the validation split.
+    """
+
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
+    deterministic: bool = True
+    threads: int = 0
+    log_every: int = 0
+    checkpoint_every: int = 0
+    keep: int = 2
+    evaluate_every: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A whole run. In a recipe file `method` is a table with a `name` and that method's own knobs.
+
+    Attributes:
+        method: name of the method.
+        method_config: the knobs of that method.
+        epochs: passes over the training set.
+        seed: key of everything that is random: weights, order, augmentation, negatives, splits.
+        net: the network of every peer.
+        cohort: who learns together.
+        data: what is learnt from.
+        optim: how parameters are changed.
+        train: how the loop runs.
+    """
+
+    method: str = "independent"
+    method_config: Method.Config = field(default_factory=Method.Config)
+    epochs: int = 300
+    seed: int = 0
+    net: NetConfig = NetConfig()
+    cohort: CohortConfig = CohortConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()

@@ -1,0 +1,39 @@
+"""Contracts that every layer shares: types of a step, methods, registries, errors and draws."""
+
+from coterie.core.errors import (
+    CheckpointError,
+    ConfigError,
+    CoterieError,
+    DataError,
+    MissingExtra,
+    NumericError,
+    ShapeError,
+    UnknownName,
+)
+from coterie.core.method import METHODS, Facts, Memory, Method, Needs, Outer, Paper
+from coterie.core.registry import Registry
+from coterie.core.types import Batch, PeerOutput, Peers, Term, Terms
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "CheckpointError",
+    "ConfigError",
+    "CoterieError",
+    "DataError",
+    "Facts",
+    "Memory",
+    "Method",
+    "MissingExtra",
+    "Needs",
+    "NumericError",
+    "Outer",
+    "Paper",
+    "PeerOutput",
+    "Peers",
+    "Registry",
+    "ShapeError",
+    "Term",
+    "Terms",
+    "UnknownName",
+]

@@ -1,0 +1,196 @@
+"""What a method of online distillation is: named losses on the outputs of a cohort, and the state they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from coterie.core.errors import ConfigError
+from coterie.core.registry import Registry
+from coterie.core.types import Batch, Peers, Terms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paper:
+    """Where a method was published."""
+
+    title: str
+    authors: str
+    year: int
+    venue: str
+    arxiv: str = ""
+
+    def cite(self) -> str:
+        """One line for tables and pages."""
+        link = f", arXiv:{self.arxiv}" if self.arxiv else ""
+        return f"{self.authors}, {self.title}, {self.venue} {self.year}{link}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a method asks of the data, the cohort and the loop; checked before the first step.
+
+    Attributes:
+        views: independently augmented views of each image, or `"per_peer"` for one view per peer.
+        min_peers: the smallest cohort the method is defined for.
+        stage_maps: whether `PeerOutput.stages` is filled.
+        equal_embeddings: whether all peers must have embeddings of one size.
+        samples_per_class: images of each class in a batch; 0 for plain shuffling.
+        outer_every: call `Method.outer_step` after every so many steps; 0 for never.
+    """
+
+    views: int | Literal["per_peer"] = 1
+    min_peers: int = 1
+    stage_maps: bool = False
+    equal_embeddings: bool = False
+    samples_per_class: int = 0
+    outer_every: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a method may know when it is built: sizes and labels, never a loop, a device, a rank or a file.
+
+    Attributes:
+        num_peers: M.
+        leader: index of the leader in `0 .. M-1`.
+        num_classes: K.
+        embedding_dims: D of each peer.
+        labels: `[N]` int64 on the CPU, the label of every training image.
+        num_epochs: length of the run.
+        seed: key for everything the method draws.
+        stage_channels: channels of each stage map of each peer, when stage maps are asked for.
+    """
+
+    num_peers: int
+    leader: int
+    num_classes: int
+    embedding_dims: tuple[int, ...]
+    labels: Tensor
+    num_epochs: int
+    seed: int = 0
+    stage_channels: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def num_train(self) -> int:
+        """N, the number of training images."""
+        return self.labels.shape[0]
+
+
+class Memory(Protocol):
+    """State that is neither trained nor averaged between processes: memory banks, queues, momentum copies."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that must survive a restart."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned, checking shapes."""
+
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply a move to another device or dtype to every tensor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    """What `Method.outer_step` works with.
+
+    Attributes:
+        batch: the batch of the step that was just taken.
+        cohort: the module that maps `[V, B, C, H, W]` views to peers; its parameters may be stepped and rolled back.
+        forward: the cohort's forward pass on a batch, with gradient.
+        optimizer: the optimiser of cohort and heads.
+    """
+
+    batch: Batch
+    cohort: nn.Module
+    forward: Callable[[Batch], Peers]
+    optimizer: torch.optim.Optimizer
+
+
+class Method(nn.Module):
+    """Turns the outputs of M peers into named losses.
+
+    A subclass is one file: paper, `Config`, `needs`, `losses`. Trainable parts (heads, gates) are ordinary submodules
+    and are optimised together with the peers. Memories go into `self.memories`, by name. Everything a run must keep
+    is then listed by `state_dict()` and `memories`, so a method never writes checkpoint code.
+
+    Args:
+        config: the method's own `Config`.
+        facts: sizes and labels of the run.
+
+    Raises:
+        ConfigError: the cohort or the data cannot serve this method.
+    """
+
+    paper: ClassVar[Paper | None] = None
+    needs: ClassVar[Needs] = Needs()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Knobs of the method; every subclass that has some derives its own."""
+
+    def __init__(self, config: Config, facts: Facts) -> None:
+        super().__init__()
+        self.config = config
+        self.facts = facts
+        self.memories: dict[str, Memory] = {}
+        self._check(self.needs)
+
+    def requirements(self) -> Needs:
+        """Needs of this very configuration; override when a knob changes them."""
+        return self.needs
+
+    def losses(self, peers: Peers, batch: Batch) -> Terms:
+        """Compute the named losses of a step.
+
+        Args:
+            peers: outputs of the M peers, in order, with gradient.
+            batch: the images they saw.
+
+        Returns:
+            Terms; `total()` is what is differentiated.
+        """
+        raise NotImplementedError
+
+    def after_step(self, peers: Peers, batch: Batch) -> None:
+        """Update memories after the optimiser step; runs without gradient, on the outputs of that step."""
+
+    def outer_step(self, outer: Outer) -> None:
+        """Take an outer step of a bilevel method; called every `needs.outer_every` steps."""
+
+    def outer_parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters that only `outer_step` may change; the main optimiser leaves them alone."""
+        return ()
+
+    def ensemble(self, logits: Sequence[Tensor]) -> Tensor:
+        """Combine the logits of all peers, M times `[B, K]`, to one `[B, K]`: their mean unless overridden."""
+        return torch.stack(list(logits)).mean(dim=0)
+
+    def describe(self) -> dict[str, str]:
+        """Lines for `coterie check`: what this method builds and keeps, by name."""
+        return {}
+
+    def _check(self, needs: Needs) -> None:
+        if self.facts.num_peers < needs.min_peers:
+            raise ConfigError(
+                f"{type(self).__name__} needs at least {needs.min_peers} peers and got {self.facts.num_peers};"
+                " raise cohort.peers"
+            )
+        if needs.equal_embeddings and len(set(self.facts.embedding_dims)) > 1:
+            raise ConfigError(
+                f"{type(self).__name__} needs peers with embeddings of one size and got"
+                f" {list(self.facts.embedding_dims)}; choose networks of one width"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
+        super()._apply(fn, recurse)
+        for memory in self.memories.values():
+            memory.move(fn)
+        return self
+
+
+METHODS: Registry[type[Method]] = Registry("method")

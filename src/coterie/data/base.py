@@ -1,0 +1,71 @@
+"""Splits of images and the data sets they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from coterie.config.schema import DataConfig
+from coterie.core.registry import Registry
+
+
+class Split(Protocol):
+    """Labelled images, in memory or on disk, that can be counted, selected and recognised again."""
+
+    @property
+    def labels(self) -> Tensor:
+        """`[N]` int64 on the CPU."""
+
+    @property
+    def channels(self) -> int:
+        """C of the images."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images a network sees."""
+
+    def select(self, rows: Tensor) -> Split:
+        """The split of these rows `[n]` int64, in this order."""
+
+    def fingerprint(self) -> str:
+        """A digest that changes when an image, a label or their order does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """Per channel mean and standard deviation of images scaled to `[0, 1]`."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A data set, opened.
+
+    Attributes:
+        name: its registered name.
+        train: all training images, before a validation split or a limit.
+        test: opens the test split; called once, at the end of a run.
+        classes: class names by label.
+        normalisation: applied after augmentation.
+    """
+
+    name: str
+    train: Split
+    test: Callable[[], Split]
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+
+
+class SourceBuilder(Protocol):
+    """A registered data set: opens it for a configuration and a seed (for sets that must be split first)."""
+
+    def __call__(self, config: DataConfig, seed: int) -> Source:
+        """Open the data set; raise `DataError` or `ConfigError` with one line on what is wrong."""
+
+
+DATA: Registry[SourceBuilder] = Registry("data set")
