@@ -29,6 +29,7 @@ class Cohort(nn.Module):
         ConfigError: no peers, a leader out of range, peers with other class counts, or first stages that differ.
 
     Example:
+        >>> import torch
         >>> cohort = Cohort([nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)])
         >>> [tuple(peer.logits.shape) for peer in cohort(torch.zeros(1, 5, 1, 2, 2))]
         [(5, 3), (5, 3)]
@@ -102,16 +103,15 @@ class Cohort(nn.Module):
         staged = cast("Sequence[StagedNet]", self.nets)
         first = staged[self.leader]
         for m, net in enumerate(staged):
-            if depth >= len(net.stages) + 1 or _shapes(net, depth) != _shapes(first, depth):
+            if not 0 < depth <= len(net.stages) or _first_stages(net, depth) != _first_stages(first, depth):
                 raise ConfigError(
                     f"peer {m} cannot share {depth} stages with the leader: it has {len(net.stages)} stages and"
-                    " the shared ones must be of the same shape; lower cohort.shared"
+                    " the shared ones must be alike; lower cohort.shared"
                 )
             net.stem = first.stem
             for k in range(depth):
                 net.stages[k] = first.stages[k]
 
 
-def _shapes(net: StagedNet, depth: int) -> list[tuple[str, tuple[int, ...]]]:
-    parts = nn.ModuleList([net.stem, *net.stages[:depth]])
-    return [(name, tuple(tensor.shape)) for name, tensor in parts.state_dict().items()]
+def _first_stages(net: StagedNet, depth: int) -> str:
+    return repr(nn.ModuleList([net.stem, *net.stages[:depth]]))  # kinds and sizes of all layers, in order

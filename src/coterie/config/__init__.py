@@ -1,1 +1,18 @@
-"""config."""
+"""Knobs and recipes: dataclasses with defaults, and strict loading of the differences."""
+
+from coterie.config.load import find_recipe, load_recipe, recipe_names, resolve, to_toml
+from coterie.config.schema import CohortConfig, DataConfig, NetConfig, OptimConfig, Recipe, TrainConfig
+
+__all__ = [
+    "CohortConfig",
+    "DataConfig",
+    "NetConfig",
+    "OptimConfig",
+    "Recipe",
+    "TrainConfig",
+    "find_recipe",
+    "load_recipe",
+    "recipe_names",
+    "resolve",
+    "to_toml",
+]

@@ -62,6 +62,8 @@ class Facts:
         embedding_dims: D of each peer.
         labels: `[N]` int64 on the CPU, the label of every training image.
         num_epochs: length of the run.
+        limited: whether `data.limit` keeps only a part of the training set, as in a trial run; then counts that the
+            full set could serve are lowered to what is there instead of being refused.
         seed: key for everything the method draws.
         stage_channels: channels of each stage map of each peer, when stage maps are asked for.
     """
@@ -72,6 +74,7 @@ class Facts:
     embedding_dims: tuple[int, ...]
     labels: Tensor
     num_epochs: int
+    limited: bool = False
     seed: int = 0
     stage_channels: tuple[tuple[int, ...], ...] = ()
 
@@ -187,7 +190,7 @@ class Method(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for memory in self.memories.values():
             memory.move(fn)
         return self

@@ -34,6 +34,28 @@ class Split(Protocol):
         """A digest that changes when an image, a label or their order does."""
 
 
+class Fetchable(Split, Protocol):
+    """A split whose images are made one by one, in worker processes: files, or items of a user's data set."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether each view is fetched anew because fetching draws random numbers."""
+
+    def fetch(self, row: int, key: int | None) -> Tensor:
+        """Make one image.
+
+        Args:
+            row: which image.
+            key: what random cuts and transforms depend on; None for the image that evaluation sees.
+
+        Returns:
+            `[C, H, W]`: uint8, or floating point when the image is finished and must be left alone.
+
+        Raises:
+            DataError: the image cannot be made; the message names its file or row.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalisation:
     """Per channel mean and standard deviation of images scaled to `[0, 1]`."""

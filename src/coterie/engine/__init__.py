@@ -1,1 +1,42 @@
-"""engine."""
+"""The loop that trains, and what it needs: steps, checkpoints, figures and the display."""
+
+from coterie.engine.checkpoint import CheckpointStore, load_from, save_to
+from coterie.engine.display import Display
+from coterie.engine.interrupt import Interrupt, Preempted
+from coterie.engine.keeper import CheckpointKeeper
+from coterie.engine.loop import Clock, Keeper, Run, Watcher, fit, train_epoch
+from coterie.engine.meters import Meters
+from coterie.engine.objective import Objective
+from coterie.engine.precision import Precision
+from coterie.engine.schedule import learning_rate
+from coterie.engine.snapshot import Snapshot, digest, peer_tensors, restore_peers
+from coterie.engine.state import capture, restore
+from coterie.engine.stepper import Stepper, make_optimizer
+
+__all__ = [
+    "CheckpointKeeper",
+    "CheckpointStore",
+    "Clock",
+    "Display",
+    "Interrupt",
+    "Keeper",
+    "Meters",
+    "Objective",
+    "Precision",
+    "Preempted",
+    "Run",
+    "Snapshot",
+    "Stepper",
+    "Watcher",
+    "capture",
+    "digest",
+    "fit",
+    "learning_rate",
+    "load_from",
+    "make_optimizer",
+    "peer_tensors",
+    "restore",
+    "restore_peers",
+    "save_to",
+    "train_epoch",
+]

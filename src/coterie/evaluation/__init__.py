@@ -1,1 +1,5 @@
-"""evaluation."""
+"""What is done with trained peers: scoring and exporting."""
+
+from coterie.evaluation.classify import classify
+
+__all__ = ["classify"]

@@ -1,1 +1,20 @@
-"""metrics."""
+"""What is measured of trained peers: accuracy, likelihood, calibration and similarity of embeddings."""
+
+from coterie.metrics.accuracy import CohortScores, CohortTally, Scores, Tally, topk_correct
+from coterie.metrics.calibration import CalibrationBins, brier_score, calibration_bins
+from coterie.metrics.similarity import ClassSimilarity, CrossSimilarity, class_similarity, cross_similarity
+
+__all__ = [
+    "CalibrationBins",
+    "ClassSimilarity",
+    "CohortScores",
+    "CohortTally",
+    "CrossSimilarity",
+    "Scores",
+    "Tally",
+    "brier_score",
+    "calibration_bins",
+    "class_similarity",
+    "cross_similarity",
+    "topk_correct",
+]

@@ -126,6 +126,14 @@ class NetBuilder(Protocol):
 NETS: Registry[NetBuilder] = Registry("network")
 
 
+class MeanPool(nn.Module):
+    """The mean over all positions, `[B, D, H, W]` to `[B, D]`; unlike adaptive pooling, deterministic everywhere."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Average maps `[B, D, H, W]` to `[B, D]`."""
+        return maps.mean(dim=(2, 3))
+
+
 def pooled(*before: nn.Module) -> nn.Sequential:
-    """A neck: the given layers, then the mean over all positions, `[B, D, H, W]` to `[B, D]`."""
-    return nn.Sequential(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    """A neck: the given layers, then `MeanPool`."""
+    return nn.Sequential(*before, MeanPool())

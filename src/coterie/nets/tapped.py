@@ -100,7 +100,7 @@ def find_head(net: nn.Module) -> str:
     names = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
     if not names:
         raise ConfigError(f"no nn.Linear found in {type(net).__name__}; a peer's classifier must be a linear layer")
-    return names[-1]
+    return str(names[-1])
 
 
 def as_tappable(net: nn.Module, head: str | None = None) -> nn.Module:

@@ -1,0 +1,48 @@
+# make demo and make test each do all of their own set-up, from nothing; they share one virtual environment in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check static test-slow format clean
+
+demo: .venv/.base  ## the main job on data that comes with a dependency; results in runs/demo
+	$(BIN)/coterie demo
+
+test: export OMP_NUM_THREADS := 1
+test: .venv/.dev  ## all tests but the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+check: static test  ## what a change must pass
+
+static: .venv/.dev  ## format, lint, types, layers and measured limits
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/measure.py
+
+test-slow: export OMP_NUM_THREADS := 1
+test-slow: .venv/.dev  ## only the slow tests
+	$(BIN)/python -m pytest -n 2 -m slow
+
+format: .venv/.dev  ## put files into the project's format and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and caches; runs stay
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests tools benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+.venv/.base: pyproject.toml requirements/base.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d; run: make PYTHON=python3.11" % sys.version_info[:2])'
+	@echo "setting up .venv (half a minute on a fast line)"
+	@$(BIN)/python -c "" 2>/dev/null || rm -rf .venv  # the Python it was made with is gone
+	$(PYTHON) -m venv .venv
+	$(PIP) -r requirements/base.txt
+	$(PIP) --no-deps -e .
+	@touch $@
+
+.venv/.dev: .venv/.base requirements/dev.txt
+	$(PIP) -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,26 @@
+"""`coterie check`: the plan of a run, without a step."""
+
+from __future__ import annotations
+
+from coterie.cli.options import Plugins, Settings
+
+
+def check(recipe: str, *settings: Settings, plugin: Plugins = ()) -> int:
+    """Print what a recipe would do, and find what is wrong with it, without training.
+
+    Parameters
+    ----------
+    recipe
+        A recipe that ships with coterie or a TOML file.
+    settings
+        Knobs that differ from the recipe.
+    plugin
+        Python file that registers a method, a network or a data set; may be repeated.
+    """
+    from rich.console import Console
+
+    from coterie.cli.options import open_recipe
+    from coterie.experiment import make_plan
+
+    make_plan(open_recipe(recipe, settings, plugin)).show(Console())
+    return 0

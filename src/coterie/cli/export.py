@@ -1,0 +1,27 @@
+"""`coterie export`: the leader as files that load without coterie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coterie.cli.options import Plugins
+
+
+def export(run: Path, *, out: Path | None = None, plugin: Plugins = ()) -> int:
+    """Write the leader of a run as safetensors, torch.export program and ONNX, reload each and compare.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    out
+        Folder to write; RUN/export by default.
+    plugin
+        Python file that registers a method, a network or a data set; may be repeated.
+    """
+    from rich.console import Console
+
+    from coterie.experiment import export_run
+
+    export_run(run, out, plugins=plugin, console=Console())
+    return 0

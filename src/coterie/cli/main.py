@@ -1,0 +1,66 @@
+"""Finds the verb, runs it, and turns expected errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from coterie import __version__
+from coterie.cli.check import check
+from coterie.cli.compare import compare
+from coterie.cli.demo import demo
+from coterie.cli.doctor import doctor
+from coterie.cli.evaluate import evaluate
+from coterie.cli.export import export
+from coterie.cli.listing import show_list
+from coterie.cli.train import train
+
+app = App(
+    name="coterie",
+    help="Online knowledge distillation: a cohort of networks learns together, one leader ships.",
+    version=__version__,
+)
+for _verb in (train, check, evaluate, export, compare, demo, doctor):
+    app.command(_verb)
+app.command(show_list, name="list")
+app.register_install_completion_command(add_to_startup=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words after `coterie`; those of the process by default.
+
+    Returns:
+        The exit status: 0 done, 2 usage, recipe or data, 4 checkpoint, 5 numeric, 75 stopped and resumable.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _complain(" ".join(str(error).split()), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        status = _expected(error)
+        if status is None:
+            raise
+        return _complain(str(error), status)
+    return status if isinstance(status, int) else 0
+
+
+def _expected(error: Exception) -> int | None:
+    from coterie.core.errors import CoterieError
+
+    return error.exit_code if isinstance(error, CoterieError) else None
+
+
+def _complain(message: str, status: int) -> int:
+    for line in message.splitlines():
+        print(f"coterie: {line}", file=sys.stderr)
+    return status

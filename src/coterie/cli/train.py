@@ -1,0 +1,51 @@
+"""`coterie train`: train a cohort by a recipe, or go on with a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coterie.cli.options import Plugins, Settings
+
+
+def train(
+    recipe: str | None = None,
+    *settings: Settings,
+    out: Path | None = None,
+    resume: Path | None = None,
+    plugin: Plugins = (),
+    print_config: bool = False,
+) -> int:
+    """Train a cohort and keep its leader.
+
+    Parameters
+    ----------
+    recipe
+        A recipe that ships with coterie (coterie list recipes) or a TOML file.
+    settings
+        Knobs that differ from the recipe: key=value or --key value, such as optim.lr=0.1.
+    out
+        Folder of the run; runs/NAME by default.
+    resume
+        Folder of an interrupted run to go on with, to the bit.
+    plugin
+        Python file that registers a method, a network or a data set; may be repeated.
+    print_config
+        Print the whole recipe and stop.
+    """
+    from coterie.cli.options import open_recipe, settings_from
+    from coterie.config import to_toml
+    from coterie.core.errors import ConfigError
+    from coterie.experiment import Experiment, continue_run, new_folder
+
+    if resume is not None:
+        words = settings if recipe is None else (recipe, *settings)
+        continue_run(resume, settings_from(words), plugins=plugin)
+        return 0
+    if recipe is None:
+        raise ConfigError("give a recipe, for instance digits/mcl_okd, or --resume RUN; see: coterie list recipes")
+    chosen = open_recipe(recipe, settings, plugin)
+    if print_config:
+        print(to_toml(chosen), end="")
+        return 0
+    Experiment(chosen, folder=new_folder(recipe, out), name=recipe).train()
+    return 0

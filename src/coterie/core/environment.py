@@ -1,0 +1,65 @@
+"""What a run was made with: versions and hardware, and whether two runs can be equal to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import numpy
+import torch
+
+from coterie.core.files import JsonValue
+
+EXACT = ("torch", "cpu_capability", "threads", "devices")
+"""What must be the same for a continued run to be equal, to the bit, to one that was never interrupted."""
+
+
+def describe_environment() -> dict[str, JsonValue]:
+    """Versions of what computes and names of what it computes on; nothing about the user or the machine's name."""
+    return {
+        "coterie": package_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())],
+    }
+
+
+def exactness_lost(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]) -> list[str]:
+    """Say what changed between two environments that can change the bits of a result.
+
+    Args:
+        before: what `describe_environment` returned when the run was saved.
+        now: what it returns in the process that continues the run.
+
+    Returns:
+        One entry per difference; empty when equality to the bit is promised.
+
+    Example:
+        >>> exactness_lost({"torch": "2.11.0", "threads": 2}, {"torch": "2.13.0", "threads": 2})
+        ["torch '2.11.0' -> '2.13.0'"]
+    """
+    return [f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in EXACT if before.get(key) != now.get(key)]
+
+
+def package_version() -> str:
+    """The version of this package as it is installed, or `unknown` when it runs from bare files."""
+    try:
+        return metadata.version("coterie")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

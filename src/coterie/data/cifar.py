@@ -1,0 +1,157 @@
+"""CIFAR-10 and CIFAR-100 from their authors' Python archives (Krizhevsky, 2009): 32 x 32 photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from coterie.config.schema import DataConfig
+from coterie.core.errors import ConfigError, DataError
+from coterie.data.archive import read_archive
+from coterie.data.arrays import ArraySplit
+from coterie.data.base import DATA, Normalisation, Source
+
+_SIDE = 32
+_PIXELS = 3 * _SIDE * _SIDE
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where an archive keeps what."""
+
+    name: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    labels: str
+    meta: str
+    names: str
+    num_classes: int
+    normalisation: Normalisation
+
+
+_CIFAR10 = _Layout(
+    name="cifar10",
+    folder="cifar-10-batches-py",
+    train=tuple(f"data_batch_{part}" for part in range(1, 6)),
+    test="test_batch",
+    labels="labels",
+    meta="batches.meta",
+    names="label_names",
+    num_classes=10,
+    normalisation=Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+)
+_CIFAR100 = _Layout(
+    name="cifar100",
+    folder="cifar-100-python",
+    train=("train",),
+    test="test",
+    labels="fine_labels",
+    meta="meta",
+    names="fine_label_names",
+    num_classes=100,
+    normalisation=Normalisation(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+)
+
+
+@DATA.register("cifar10")
+def cifar10(config: DataConfig, seed: int) -> Source:
+    """Open CIFAR-10: 50,000 training and 10,000 test images of 10 classes.
+
+    Args:
+        config: `root` holds the archive's files, or its folder `cifar-10-batches-py`.
+        seed: not used; the split is official.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: another image size is asked for.
+        DataError: a file is missing or damaged.
+    """
+    return _open(_CIFAR10, config)
+
+
+@DATA.register("cifar100")
+def cifar100(config: DataConfig, seed: int) -> Source:
+    """Open CIFAR-100 with its fine labels: 50,000 training and 10,000 test images of 100 classes.
+
+    Args:
+        config: `root` holds the archive's files, or its folder `cifar-100-python`.
+        seed: not used; the split is official.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: another image size is asked for.
+        DataError: a file is missing or damaged.
+    """
+    return _open(_CIFAR100, config)
+
+
+def _open(layout: _Layout, config: DataConfig) -> Source:
+    if config.image_size not in (0, _SIDE):
+        raise ConfigError(
+            f"data.image_size={config.image_size} does not apply to {layout.name}, whose images have {_SIDE} x {_SIDE}"
+            " pixels; leave it out"
+        )
+    folder = _folder(layout, Path(config.root))
+    return Source(
+        name=layout.name,
+        train=_split(layout, [folder / name for name in layout.train]),
+        test=lambda: _split(layout, [folder / layout.test]),
+        classes=_class_names(layout, folder),
+        normalisation=layout.normalisation,
+    )
+
+
+def _folder(layout: _Layout, root: Path) -> Path:
+    for folder in (root / layout.folder, root):
+        if (folder / layout.train[0]).is_file():
+            return folder
+    raise DataError(
+        f"{str(root / layout.folder / layout.train[0])!r} is missing; unpack {layout.name}'s Python archive"
+        " and give its folder as data.root"
+    )
+
+
+def _split(layout: _Layout, paths: Sequence[Path]) -> ArraySplit:
+    parts = [_part(layout, path) for path in paths]
+    images = np.concatenate([images for images, _ in parts]).reshape(-1, 3, _SIDE, _SIDE)
+    labels = [label for _, labels in parts for label in labels]
+    return ArraySplit(torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64))
+
+
+def _part(layout: _Layout, path: Path) -> tuple[np.ndarray[Any, Any], list[int]]:
+    content = read_archive(path)
+    images, labels = content.get("data"), content.get(layout.labels)
+    name = repr(str(path))
+    if not isinstance(images, np.ndarray) or not isinstance(labels, list):
+        raise DataError(f"{name} lacks 'data' or {layout.labels!r}; it is no part of {layout.name}, fetch it again")
+    if images.dtype != np.uint8 or images.shape != (len(labels), _PIXELS):
+        raise DataError(
+            f"{name} has {images.dtype} images of shape {list(images.shape)} and {len(labels)} labels;"
+            f" expected uint8 [{len(labels)}, {_PIXELS}], fetch it again"
+        )
+    for row, label in enumerate(labels):
+        if not isinstance(label, int) or not 0 <= label < layout.num_classes:
+            raise DataError(
+                f"label {label!r} of row {row} in {name} is not in 0..{layout.num_classes - 1}; fetch it again"
+            )
+    return images, labels
+
+
+def _class_names(layout: _Layout, folder: Path) -> tuple[str, ...]:
+    path = folder / layout.meta
+    if not path.is_file():
+        return tuple(str(label) for label in range(layout.num_classes))
+    names = read_archive(path).get(layout.names)
+    if not isinstance(names, list) or len(names) != layout.num_classes:
+        raise DataError(f"{str(path)!r} does not name {layout.num_classes} classes; fetch it again or remove it")
+    return tuple(name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names)

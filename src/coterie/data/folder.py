@@ -1,0 +1,116 @@
+"""Folders of image files: `ROOT/train/CLASS/*.png|jpg|...`, and `ROOT/test/CLASS` or `ROOT/val/CLASS` for the test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from coterie.config.schema import DataConfig
+from coterie.core.errors import ConfigError, DataError
+from coterie.data.base import DATA, Normalisation, Source, Split
+from coterie.data.files import FileSplit
+from coterie.data.images import SUFFIXES, Framing, read_size
+
+_IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@DATA.register("folder")
+def folder(config: DataConfig, seed: int) -> Source:
+    """Open a folder of images; classes are the folders in `train`, in the order of their names.
+
+    With `augment = resized_crop` images are decoded as they are needed. Otherwise each is brought to a square once,
+    and all of them are kept in memory as one tensor if they fit into `memory_mb`.
+
+    Args:
+        config: `root`, `image_size`, `augment` and `memory_mb` are used; `image_size = 0` takes images of one size.
+        seed: not used; the split is given.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: a random cut is asked for without an image size.
+        DataError: a folder or an image is missing, empty, damaged or in the wrong place; the message names it.
+    """
+    root = Path(config.root)
+    labels = {name: label for label, name in enumerate(_class_names(root / "train"))}
+    files = _list_files(root / "train", labels)
+    for name, found in files.items():
+        if len(found) == 1:
+            raise DataError(f"class {name!r} has one training image ({str(found[0])!r}); add images or drop the class")
+    test = _test_folder(root)
+    for name in _class_names(test):
+        if name not in labels:
+            raise DataError(
+                f"{str(test / name)!r} is not a class of {str(root / 'train')!r}; add it there or remove it"
+            )
+    framing = _framing(config, next(iter(files.values()))[0])
+    return Source(
+        name="folder",
+        train=_split(root / "train", files, labels, framing, config),
+        test=lambda: _split(test, _list_files(test, labels), labels, framing, config),
+        classes=tuple(labels),
+        normalisation=_IMAGENET,
+    )
+
+
+def _framing(config: DataConfig, first: Path) -> Framing:
+    if config.augment == "resized_crop":
+        if not config.image_size:
+            raise ConfigError("data.augment='resized_crop' needs a size to scale to; set data.image_size")
+        return Framing(config.image_size, "resized_crop")
+    if config.image_size:
+        return Framing(config.image_size, "centre")
+    width, height = read_size(first)
+    if width != height:
+        raise DataError(f"{str(first)!r} has {width} x {height} pixels and is not square; set data.image_size")
+    return Framing(width, "exact")
+
+
+def _split(
+    root: Path, files: Mapping[str, list[Path]], labels: Mapping[str, int], framing: Framing, config: DataConfig
+) -> Split:
+    names = [str(path.relative_to(root)) for found in files.values() for path in found]
+    targets = [labels[name] for name, found in files.items() for _ in found]
+    split = FileSplit(root, names, torch.tensor(targets, dtype=torch.int64), framing)
+    fits = split.decoded_bytes <= config.memory_mb << 20
+    return split.load() if fits and not split.varies else split
+
+
+def _test_folder(root: Path) -> Path:
+    for name in ("test", "val"):
+        if (root / name).is_dir():
+            return root / name
+    raise DataError(f"{str(root)!r} has neither 'test' nor 'val'; add one with a folder per class")
+
+
+def _class_names(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise DataError(f"{str(root)!r} is missing; data.root must hold 'train' with a folder of images per class")
+    for path in root.iterdir():
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            raise DataError(f"{str(path)!r} is in no class; move it into a folder named after its class")
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise DataError(f"{str(root)!r} has no classes; add a folder of images for each class")
+    return names
+
+
+def _list_files(root: Path, labels: Mapping[str, int]) -> dict[str, list[Path]]:
+    found = {name: _images(root / name) for name in labels if (root / name).is_dir()}
+    for name, paths in found.items():
+        if not paths:
+            raise DataError(f"class folder {str(root / name)!r} is empty; add images or remove it")
+    return found
+
+
+def _images(root: Path) -> list[Path]:
+    paths = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    for path in paths:
+        if path.suffix.lower() not in SUFFIXES:
+            raise DataError(f"{str(path)!r} is not an image file; remove it, or convert it to PNG or JPEG")
+        if not path.is_file() or not path.stat().st_size:
+            raise DataError(f"{str(path)!r} is missing or empty; restore or remove it")
+    return paths

@@ -1,0 +1,190 @@
+"""One image file to one uint8 tensor: checked before it is decoded, always RGB, upright, and cut to a square."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from coterie.core import draws
+from coterie.core.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+MAX_PIXELS = 64_000_000
+
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_ORIENTATION = 0x0112
+_SCALE = (0.08, 1.0)
+_RATIO = (3 / 4, 4 / 3)
+_TRIES = 10
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How an image of any size becomes a square.
+
+    Attributes:
+        size: side S in pixels.
+        kind: `exact` takes images of S x S only; `centre` brings the shorter side to S and cuts the middle;
+            `resized_crop` cuts at random for training, and for evaluation the middle S of 256/224 S.
+    """
+
+    size: int
+    kind: Literal["exact", "centre", "resized_crop"] = "centre"
+
+
+def read_square(path: Path, framing: Framing, key: int | None = None) -> Tensor:
+    """Decode an image file.
+
+    Grey, CMYK, palette and 16-bit images become 8-bit RGB; an alpha channel is dropped, of an animation the first
+    frame is taken, and the orientation noted in EXIF is applied.
+
+    Args:
+        path: the file.
+        framing: the square to make of it.
+        key: what a random cut depends on; None for the cut of evaluation.
+
+    Returns:
+        `[3, S, S]` uint8.
+
+    Raises:
+        DataError: the file is missing, damaged, not an image, too large, or of another size than `exact` asks for.
+    """
+    with _opened(path) as image:
+        if framing.kind == "resized_crop" and key is not None:
+            square = _random_square(image, framing.size, key)
+        elif framing.kind == "exact":
+            square = _upright(image)
+            _check_exact(square, framing.size)
+        else:
+            shorter = framing.size * 256 // 224 if framing.kind == "resized_crop" else framing.size
+            square = _centre_square(_upright(image), shorter, framing.size)
+        return image_tensor(square)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file once it is upright, from its header; raises `DataError` as `read_square`."""
+    with _opened(path) as image:
+        return _upright_size(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB; raises `DataError` for floating point pixels, whose range is free."""
+    if image.mode == "F":
+        raise DataError("holds floating point pixels; convert it to 8 bits")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64) // 257  # Pillow would clip 16 bits to 8 instead of scaling
+        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """Copy an 8-bit image, grey or RGB, to `[C, H, W]` uint8."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def random_box(width: int, height: int, key: int) -> Box:
+    """Draw the part of an image that training sees: 8 to 100 % of its area, sides 3:4 to 4:3.
+
+    Up to ten boxes are tried; when none fits, the largest middle part of an allowed ratio is taken, as torchvision's
+    `RandomResizedCrop` does (Szegedy et al., CVPR 2015, section 6).
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        key: what the box depends on.
+
+    Returns:
+        Left, top, right, bottom.
+    """
+    chances = draws.uniform(key, torch.arange(4 * _TRIES)).view(_TRIES, 4).tolist()
+    for area_chance, ratio_chance, x_chance, y_chance in chances:
+        area = width * height * (_SCALE[0] + area_chance * (_SCALE[1] - _SCALE[0]))
+        ratio = math.exp(math.log(_RATIO[0]) + ratio_chance * math.log(_RATIO[1] / _RATIO[0]))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(x_chance * (width - w + 1)), int(y_chance * (height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * _RATIO[1])))
+    h = min(height, max(1, round(width / _RATIO[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    name = repr(str(path))
+    too_large = f"{name} claims more than {MAX_PIXELS} pixels; scale it down or remove it"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=_FORMATS)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(too_large)
+            yield image
+    except DataError as error:
+        raise error if name in str(error) else DataError(f"{name} {error}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{name} is missing; restore it or remove it from the data set") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(too_large) from error
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise DataError(f"{name} cannot be read as an image ({_line(error)}); replace or remove it") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def _check_exact(image: Image.Image, size: int) -> None:
+    if image.size != (size, size):
+        raise DataError(
+            f"has {image.width} x {image.height} pixels where the first image has {size} x {size};"
+            " set data.image_size to bring all to one size"
+        )
+
+
+def _centre_square(image: Image.Image, shorter: int, size: int) -> Image.Image:
+    factor = shorter / min(image.size)
+    width, height = (max(shorter, int(side * factor)) for side in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _random_square(image: Image.Image, size: int, key: int) -> Image.Image:
+    width, height = _upright_size(image)
+    box = random_box(width, height, key)
+    factor = min(box[2] - box[0], box[3] - box[1]) / size
+    if factor >= 2:  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for less work
+        image.draft("RGB", (math.ceil(image.width / factor), math.ceil(image.height / factor)))
+    upright = _upright(image)
+    scales = (upright.width / width, upright.height / height) * 2
+    left, top, right, bottom = (round(edge * scale) for edge, scale in zip(box, scales, strict=True))
+    part = upright.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    return part.resize((size, size), Image.Resampling.BILINEAR)

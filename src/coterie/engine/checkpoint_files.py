@@ -1,0 +1,265 @@
+"""One checkpoint on disk: a folder of safetensors files, `values.json` and, written last, a manifest with hashes.
+
+The manifest makes the folder: size and SHA-256 of every file, the step and the versions that wrote it. Hashes find what
+accidents do, flipped bits included, which safetensors itself does not notice. Nothing here can run code from a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeGuard, TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from coterie.core.crash import crash_point
+from coterie.core.environment import package_version
+from coterie.core.errors import CheckpointError
+from coterie.core.files import JsonValue, open_regular, read_json, reason, sha256_of, sync_folder, write_synced
+from coterie.engine.snapshot import Snapshot, Tensors, as_mapping, values_json
+
+T = TypeVar("T")
+
+FORMAT = 1
+"""Version of the layout; raised when an older reader could not read what is written."""
+
+MANIFEST = "MANIFEST.json"
+VALUES = "values.json"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\.(safetensors|json)")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_MARGIN = 1.1
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint whose content is not what was written; another one may be whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the manifest says about a file: bytes and SHA-256."""
+
+    size: int
+    sha256: str
+
+
+def write_checkpoint(folder: Path, step: int, snapshot: Snapshot, *, now: float | None = None) -> None:
+    """Write a checkpoint into a new folder and bring every byte to disk.
+
+    Args:
+        folder: made here, must not exist; the caller renames it into place and removes it after an error.
+        step: steps taken when the snapshot was made.
+        snapshot: tensors on any device; copied to the CPU one file at a time.
+        now: seconds since 1970 to note down; the clock's by default.
+
+    Raises:
+        CheckpointError: a tensor cannot be stored.
+        OSError: as the system reports it, disk full included.
+    """
+    folder.mkdir()
+    mode = folder.stat().st_mode & 0o666  # what the umask leaves to a file
+    entries: dict[str, Entry] = {}
+    for stem, tensors in snapshot.tensors.items():
+        _require_name(f"{stem}.safetensors")
+        path = folder / f"{stem}.safetensors"
+        _write_tensors(path, tensors, mode)
+        entries[path.name] = Entry(path.stat().st_size, sha256_of(path))
+        crash_point("tensors-written")
+    write_synced(folder / VALUES, values_json(snapshot.values))
+    entries[VALUES] = Entry((folder / VALUES).stat().st_size, sha256_of(folder / VALUES))
+    crash_point("values-written")
+    write_synced(folder / MANIFEST, _manifest(step, entries, time.time() if now is None else now))
+    crash_point("manifest-written")
+    sync_folder(folder)
+    crash_point("folder-synced")
+
+
+def read_checkpoint(folder: Path) -> tuple[int, Snapshot]:
+    """Read a checkpoint, verifying names, sizes and hashes; nothing is changed on disk.
+
+    Args:
+        folder: a checkpoint; neither it nor its files may be symbolic links.
+
+    Returns:
+        The step and the snapshot, on the CPU.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, altered, or not what its name says.
+        CheckpointError: it is no checkpoint, may not be read, or is of a newer format.
+    """
+    step, entries = read_manifest(folder)
+    tensors: dict[str, Tensors] = {}
+    for name, entry in entries.items():
+        _verify(folder / name, entry)
+        if name != VALUES:
+            tensors[name.removesuffix(".safetensors")] = _read_tensors(folder / name)
+    values = _guard(lambda: read_json(folder / VALUES, limit=entries[VALUES].size), folder / VALUES)
+    if not isinstance(values, Mapping):
+        raise DamagedCheckpoint(f"{folder / VALUES} is not a JSON object; use another checkpoint")
+    return step, Snapshot(tensors=tensors, values=values)
+
+
+def read_manifest(folder: Path) -> tuple[int, dict[str, Entry]]:
+    """Read the manifest of a checkpoint without opening what it names; see `read_checkpoint` for errors."""
+    _require_folder(folder)
+    path = folder / MANIFEST
+    manifest = as_mapping(_guard(lambda: read_json(path), path))
+    version, step = manifest.get("format"), manifest.get("step")
+    if not _whole(version) or not _whole(step):
+        raise DamagedCheckpoint(f"{path} is not the manifest of a checkpoint; use another checkpoint")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{folder} was written by format {version}, this version reads up to {FORMAT}; upgrade coterie"
+        )
+    entries = {name: _entry(path, name, given) for name, given in as_mapping(manifest.get("files")).items()}
+    if VALUES not in entries:
+        raise DamagedCheckpoint(f"{path} does not name {VALUES}; use another checkpoint")
+    return step, entries
+
+
+def require_space(folder: Path, step: int, snapshot: Snapshot) -> None:
+    """Refuse a save that would not fit, before a byte is written.
+
+    Raises:
+        CheckpointError: free space is less than 1.1 times what is needed.
+    """
+    need = int((snapshot.num_bytes + len(values_json(snapshot.values))) * _MARGIN)
+    free = free_space(folder)
+    if free < need:
+        raise no_space(folder, step, need, free)
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that this user may still write where a folder is."""
+    return shutil.disk_usage(folder).free
+
+
+def no_space(folder: Path, step: int, need: int, free: int, why: str = "not enough space") -> CheckpointError:
+    """The error of a save that failed on a full disk; older checkpoints are untouched."""
+    return CheckpointError(
+        f"cannot save step {step} in {folder}: {why}, {need} bytes needed and {free} free;"
+        " make room, older checkpoints are intact"
+    )
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], mode: int) -> None:
+    try:
+        safetensors.torch.save_file(_separate(tensors), path)
+    except SafetensorError as error:
+        raise OSError(None, str(error)) from error
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path.name} cannot hold these tensors: {error}; store dense tensors only") from error
+    path.chmod(mode)  # safetensors leaves 0600
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        crash_point("tensors-unsynced")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> Tensors:
+    copies: Tensors = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        copy = tensor.detach().to("cpu").contiguous()
+        if copy.untyped_storage().data_ptr() in seen:
+            copy = copy.clone()  # safetensors refuses tensors that share memory
+        seen.add(copy.untyped_storage().data_ptr())
+        copies[name] = copy
+    return copies
+
+
+def _manifest(step: int, entries: Mapping[str, Entry], now: float) -> bytes:
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "saved": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        "coterie": package_version(),
+        "torch": torch.__version__,
+        "files": {name: asdict(entry) for name, entry in entries.items()},
+    }
+    return json.dumps(manifest, indent=1).encode() + b"\n"
+
+
+def _entry(path: Path, name: str, given: JsonValue) -> Entry:
+    _require_name(name, where=f"{path} names")
+    fields = as_mapping(given)
+    size, sha256 = fields.get("size"), fields.get("sha256")
+    if not _whole(size) or not isinstance(sha256, str) or not _HASH.fullmatch(sha256):
+        raise DamagedCheckpoint(f"{path} gives no size and SHA-256 for {name}; use another checkpoint")
+    return Entry(size, sha256)
+
+
+def _verify(path: Path, entry: Entry) -> None:
+    size = _guard(lambda: _size_of(path), path)
+    if size != entry.size:
+        raise DamagedCheckpoint(f"{path} has {size} bytes and must have {entry.size}; use another checkpoint")
+    found = _guard(lambda: sha256_of(path), path)
+    if found != entry.sha256:
+        raise DamagedCheckpoint(
+            f"{path} has SHA-256 {found[:12]}... and must have {entry.sha256[:12]}...; use another checkpoint"
+        )
+
+
+def _size_of(path: Path) -> int:
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def _read_tensors(path: Path) -> Tensors:
+    with open_regular(path) as file:
+        head = file.read(2)
+    if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise DamagedCheckpoint(
+            f"{path} is a pickle, which could run code and is never loaded; convert it to safetensors in a sandbox"
+        )
+    try:
+        loaded = safetensors.torch.load_file(path)
+        return {name: tensor.clone() for name, tensor in loaded.items()}  # loaded ones are windows on the file
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedCheckpoint(f"{path} is not a safetensors file ({error}); use another checkpoint") from error
+
+
+def _guard(read: Callable[[], T], path: Path) -> T:
+    """Call `read`; whatever it cannot read is damage, but for a file that this user may not open."""
+    try:
+        return read()
+    except CheckpointError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        raise DamagedCheckpoint(f"{error}, or use another checkpoint") from error
+    except OSError as error:
+        raise DamagedCheckpoint(f"cannot read {path}: {reason(error)}; use another checkpoint") from error
+
+
+def _require_folder(folder: Path) -> None:
+    if folder.is_symlink():
+        raise DamagedCheckpoint(f"{folder} is a symbolic link, which is not followed; give the folder itself")
+    if folder.is_file():
+        raise DamagedCheckpoint(
+            f"{folder} is a file and a checkpoint is a folder; pickles (.pt, .pth) could run code and are never loaded,"
+            " convert them to safetensors in a sandbox"
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist; give the folder of a checkpoint")
+
+
+def _require_name(name: str, where: str = "a checkpoint cannot hold") -> None:
+    if not _NAME.fullmatch(name):
+        raise DamagedCheckpoint(
+            f"{where} {name[:80]!r}; only plain .safetensors and .json names inside the folder are allowed"
+        )
+
+
+def _whole(value: JsonValue) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,70 @@
+"""When checkpoints are written, and what happens when one cannot be."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+
+from coterie.core.errors import CheckpointError
+from coterie.core.files import JsonValue
+from coterie.core.record import MetricsLog
+from coterie.engine.checkpoint import CheckpointStore, CheckpointWarning
+from coterie.engine.loop import Run
+from coterie.engine.meters import Meters
+from coterie.engine.state import capture
+
+_PATIENCE = 3  # saves that may fail in a row before a run gives up
+
+
+class CheckpointKeeper:
+    """Writes a checkpoint every so many batches, or after every epoch.
+
+    Args:
+        store: where they go.
+        meters: the open row of the log; it is checked first, so that no checkpoint holds a loss that is not finite.
+        log: its length belongs to a checkpoint, so that a resumed run cuts what comes after.
+        every: batches between checkpoints; 0 for one per epoch.
+        facts: plain values stored with each checkpoint: what the run must find unchanged.
+    """
+
+    def __init__(
+        self, *, store: CheckpointStore, meters: Meters, log: MetricsLog, every: int, facts: Mapping[str, JsonValue]
+    ) -> None:
+        self.store = store
+        self.meters = meters
+        self.log = log
+        self.every = every
+        self.facts = facts
+        self.extra: dict[str, JsonValue] = {}
+        self._failed = 0
+
+    def on_step(self, run: Run) -> None:
+        """Save when the number of batches is a multiple of `every`."""
+        if self.every and run.batches % self.every == 0:
+            self.save(run)
+
+    def on_epoch(self, run: Run) -> None:
+        """Save after each epoch when `every` is 0, and always after the last."""
+        if not self.every or run.clock.epoch == run.epochs:
+            self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Write a checkpoint; when the disk refuses, warn and train on, at most three times in a row.
+
+        Raises:
+            NumericError: a loss was not finite; older checkpoints are sound.
+            CheckpointError: the third save in a row has failed.
+        """
+        self.meters.check()
+        snapshot = capture(run, self.meters)
+        values = {**snapshot.values, **self.extra, "facts": self.facts, "log_bytes": self.log.offset()}
+        try:
+            self.store.save(run.batches, replace(snapshot, values=values))
+        except CheckpointError as error:
+            self._failed += 1
+            if self._failed >= _PATIENCE:
+                raise
+            warnings.warn(f"{error}; training goes on", CheckpointWarning, stacklevel=2)
+            return
+        self._failed = 0

@@ -1,0 +1,155 @@
+"""From a recipe to the parts of a run: networks, cohort, method. Only wiring."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import nn
+
+from coterie.cohort import Cohort
+from coterie.config import Recipe, TrainConfig
+from coterie.core.draws import mix
+from coterie.core.errors import ConfigError
+from coterie.core.method import METHODS, Facts, Method
+from coterie.data import Opened
+from coterie.engine.rng_state import restore_rng, rng_tensors, rng_values
+from coterie.nets import NETS
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The built parts of a run that training, evaluation and export share."""
+
+    data: Opened
+    cohort: Cohort
+    method: Method
+    device: torch.device
+
+
+def net_names(recipe: Recipe) -> tuple[str, ...]:
+    """Name the network of every peer."""
+    return recipe.cohort.nets or (recipe.net.name,) * recipe.cohort.peers
+
+
+def build_nets(recipe: Recipe, *, num_classes: int, channels: int, image_size: int) -> list[nn.Module]:
+    """Build the networks of all peers with fresh weights.
+
+    The weights of a peer depend on the seed and on its distance from the leader only, so that the leader of a cohort
+    and a network trained alone start equal.
+
+    Raises:
+        ConfigError: a network name is unknown or the leader is not one of the peers.
+    """
+    names = net_names(recipe)
+    leader = recipe.cohort.leader
+    if not -len(names) <= leader < len(names):
+        raise ConfigError(f"cohort.leader is {leader} and there are {len(names)} peers; name one of them")
+    nets = []
+    for m, name in enumerate(names):
+        with _fresh(mix(recipe.seed, "net", (m - leader) % len(names))):
+            nets.append(NETS[name](num_classes=num_classes, in_channels=channels, image_size=image_size))
+    return nets
+
+
+def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
+    """Build the method with fresh heads and memories.
+
+    Raises:
+        ConfigError: the cohort or the data cannot serve it.
+    """
+    facts = Facts(
+        num_peers=len(cohort),
+        leader=cohort.leader,
+        num_classes=cohort.num_classes,
+        embedding_dims=cohort.embedding_dims,
+        labels=data.train.labels,
+        num_epochs=recipe.epochs,
+        limited=recipe.data.limit > 0,
+        seed=mix(recipe.seed, "method"),
+        stage_channels=tuple(net.stage_channels for net in cohort),
+    )
+    with _fresh(mix(recipe.seed, "heads")):
+        return METHODS[recipe.method](recipe.method_config, facts)
+
+
+def build_cohort(recipe: Recipe, data: Opened, nets: Sequence[nn.Module] | None = None) -> Cohort:
+    """Build the cohort, from given networks or from those the recipe names.
+
+    Raises:
+        ConfigError: the heads do not fit the classes of the data, or stages cannot be shared.
+    """
+    if nets is None:
+        nets = build_nets(
+            recipe, num_classes=len(data.classes), channels=data.train.channels, image_size=data.train.image_size
+        )
+    cohort = Cohort(
+        nets,
+        leader=recipe.cohort.leader,
+        shared=recipe.cohort.shared,
+        stage_maps=METHODS[recipe.method].needs.stage_maps,
+    )
+    if cohort.num_classes != len(data.classes):
+        raise ConfigError(
+            f"the networks' heads have {cohort.num_classes} classes and the data {len(data.classes)};"
+            " build the networks with as many classes as the data have"
+        )
+    return cohort
+
+
+def views_for(recipe: Recipe, method: Method) -> int:
+    """Number of views V that the data must give: the method's need or `data.views`, whichever is larger."""
+    needed = method.requirements().views
+    peers = len(net_names(recipe)) if needed == "per_peer" else int(needed)
+    return max(peers, recipe.data.views)
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn `auto` or a device name into a device.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"train.device is {name!r}: {reason}; try train.device=auto") from None
+    return device
+
+
+@contextmanager
+def runtime(config: TrainConfig, seed: int) -> Iterator[None]:
+    """Context with the threads, the determinism and the global generators of a run; all are put back afterwards.
+
+    Args:
+        config: threads and determinism.
+        seed: of the global generators of torch, numpy and Python, which only a user's own modules draw from.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    tensors, values = rng_tensors(), rng_values()
+    torch.set_num_threads(config.threads or threads)
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        restore_rng(tensors, values)
+
+
+@contextmanager
+def _fresh(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,63 @@
+"""What may differ between a run and its continuation, and the refusal of everything else."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+
+from coterie.core.errors import CheckpointError
+from coterie.core.files import JsonValue
+
+MAY_CHANGE = frozenset(
+    {
+        "data.root",
+        "data.workers",
+        "data.memory_mb",
+        "train.device",
+        "train.threads",
+        "train.keep",
+        "train.checkpoint_every",
+    }
+)
+"""Settings that decide where and how a run is computed, not what; a continued run may have others."""
+
+
+def differences(before: str, now: str) -> dict[str, tuple[object, object]]:
+    """Compare two recipes, each in full as TOML text.
+
+    Returns:
+        Dotted key to the values before and now, for every key whose values differ.
+    """
+    old, new = _flat(tomllib.loads(before)), _flat(tomllib.loads(now))
+    return {
+        key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+    }
+
+
+def check_unchanged(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]) -> None:
+    """Refuse to continue a run with another recipe or other data.
+
+    Args:
+        before: facts stored with the checkpoint: `recipe` as TOML text, `data` as fingerprint of the training set.
+        now: the same facts of the process that wants to continue.
+
+    Raises:
+        CheckpointError: they differ in more than `MAY_CHANGE`; the differences are named.
+    """
+    changed = {
+        key: values
+        for key, values in differences(str(before.get("recipe")), str(now.get("recipe"))).items()
+        if key not in MAY_CHANGE
+    }
+    if changed:
+        listed = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        raise CheckpointError(f"the run was begun with another recipe ({listed}); resume without these changes")
+    if before.get("data") != now.get("data"):
+        raise CheckpointError("the training set has changed since the run was begun; restore it or start a new run")
+
+
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,120 @@
+"""One run from recipe to result: build, train or resume, score."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from coterie.config import Recipe
+from coterie.core.draws import mix
+from coterie.core.errors import CoterieError
+from coterie.core.record import RunFolder
+from coterie.data import Source, Split, evaluation_batches, open_data
+from coterie.engine import Interrupt, fit
+from coterie.evaluation import classify
+from coterie.experiment.build import Parts, build_cohort, build_method, pick_device, runtime
+from coterie.experiment.session import Session, Setting
+from coterie.metrics import CohortScores
+
+
+class Experiment:
+    """A recipe, the folder of its run, and the parts built from it.
+
+    Args:
+        recipe: what to do.
+        folder: where the run is recorded.
+        name: how tables call the run; the folder's name by default.
+        nets: networks of the peers, in place of those the recipe names.
+        source: an opened data set, in place of the one the recipe names.
+        console: where to show progress; standard output by default.
+        quiet: show nothing.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        folder: Path,
+        name: str | None = None,
+        nets: Sequence[nn.Module] | None = None,
+        source: Source | None = None,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.folder = RunFolder(folder)
+        self.name = name or folder.name
+        self.nets = nets
+        self.source = source
+        self.console = console or Console(file=sys.stdout)
+        self.quiet = quiet
+
+    def build(self) -> Parts:
+        """Open the data and build cohort and method on their device; what can be wrong is found here."""
+        recipe = self.recipe
+        device = pick_device(recipe.train.device)
+        data = open_data(recipe.data, recipe.seed, self.source)
+        cohort = build_cohort(recipe, data, self.nets)
+        method = build_method(recipe, cohort, data).to(device)
+        layout = torch.channels_last if recipe.train.channels_last else torch.preserve_format
+        cohort.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        return Parts(data, cohort, method, device)
+
+    def train(self, *, resume: bool = False) -> dict[str, Any]:
+        """Train to the last epoch, then open the test set and score leader, peers and ensemble on it.
+
+        Args:
+            resume: go on from the newest sound checkpoint of the folder.
+
+        Returns:
+            What `result.json` holds.
+
+        Raises:
+            CoterieError: bad input, a run that cannot be continued, a loss that is not finite, or a polite stop.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.folder.create().lock())
+            stack.enter_context(runtime(self.recipe.train, mix(self.recipe.seed, "globals")))
+            parts = self.build()
+            setting = Setting(
+                recipe=self.recipe,
+                name=self.name,
+                folder=self.folder,
+                parts=parts,
+                score=lambda split: self.score(parts, split),
+                console=self.console,
+                quiet=self.quiet,
+            )
+            session = stack.enter_context(Session(setting, stack.enter_context(Interrupt())))
+            return _run(session, resume)
+
+    def score(self, parts: Parts, split: Split) -> CohortScores:
+        """Score the cohort as it stands on a split."""
+        batches = evaluation_batches(
+            split,
+            batch_size=max(self.recipe.data.batch_size, 256 if split.image_size <= 64 else 1),
+            normalisation=parts.data.normalisation,
+            device=parts.device,
+            workers=self.recipe.data.workers,
+            channels_last=self.recipe.train.channels_last,
+        )
+        return classify(parts.cohort, parts.method, batches)
+
+
+def _run(session: Session, resume: bool) -> dict[str, Any]:
+    (session.resume if resume else session.start)()
+    try:
+        fit(session.run)
+        result = session.finish()
+    except CoterieError as error:
+        session.record("preempted" if error.exit_code == 75 else "failed", error.exit_code, str(error))
+        raise
+    session.record("done", 0)
+    return result

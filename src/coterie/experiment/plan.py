@@ -1,0 +1,129 @@
+"""What a run would do, found out without a training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from coterie.config import OptimConfig, Recipe
+from coterie.core.draws import mix
+from coterie.data import ShuffledOrder, ViewPlan, make_loader
+from coterie.engine import Objective, learning_rate
+from coterie.experiment.build import Parts, net_names, runtime, views_for
+from coterie.experiment.experiment import Experiment
+from coterie.nets.cost import activation_bytes, count_parameters, multiply_adds
+
+_MIB = 2**20
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Lines about a run, by title.
+
+    Attributes:
+        lines: title and text, in the order they are shown.
+    """
+
+    lines: tuple[tuple[str, str], ...]
+
+    def show(self, console: Console) -> None:
+        """Print the plan."""
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column()
+        for title, text in self.lines:
+            table.add_row(title, text)
+        console.print(table)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Build everything a run needs, run one forward pass on a few images, and describe it; nothing is written.
+
+    Args:
+        recipe: what would be done.
+
+    Raises:
+        CoterieError: whatever `coterie train` would refuse.
+    """
+    experiment = Experiment(recipe, folder=Path("runs"), quiet=True)
+    with runtime(recipe.train, mix(recipe.seed, "globals")):
+        parts = experiment.build()
+        sections = (_peers, _data, _method, _budget)
+        return Plan(tuple(line for section in sections for line in section(recipe, parts)))
+
+
+def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
+    split = parts.data.train
+    shape = (split.channels, split.image_size, split.image_size)
+    cohort = parts.cohort
+    lines = []
+    for m, name in enumerate(net_names(recipe)):
+        role = "  <- leader" if m == cohort.leader else ""
+        macs = multiply_adds(cohort[m], shape)
+        lines.append((f"peer {m}", f"{name}, {count_parameters(cohort[m]):,} parameters, {macs:,} multiply-adds{role}"))
+    shared = f"stem and {cohort.shared} stages" if cohort.shared else "nothing: separate peers"
+    views = views_for(recipe, parts.method)
+    activations = activation_bytes(cohort, (views, *shape), _DTYPES[recipe.train.precision], batch_dim=1)
+    size = activations * recipe.data.batch_size / _MIB
+    return [
+        *lines,
+        ("shared", shared),
+        (
+            "trained",
+            f"{count_parameters(cohort):,} parameters in the cohort, {count_parameters(parts.method):,} in heads",
+        ),
+        ("activations", f"about {size:.0f} MiB for a batch of {recipe.data.batch_size}, kept for the backward pass"),
+    ]
+
+
+def _data(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
+    data = parts.data
+    held = len(data.validation.labels) if data.validation is not None else 0
+    size = data.train.image_size
+    return [
+        ("data", f"{data.name}: {len(data.train.labels):,} training images, {held:,} held out for validation"),
+        ("images", f"{data.train.channels} x {size} x {size}, {len(data.classes)} classes"),
+        ("views", f"{views_for(recipe, parts.method)} of each image"),
+    ]
+
+
+def _method(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
+    paper = parts.method.paper
+    lines = [("method", f"{recipe.method}{': ' + paper.cite() if paper else ''}")]
+    lines += [(title, text) for title, text in parts.method.describe().items()]
+    terms = [f"{float(weight):g} x {name} (now {value:.3f})" for name, weight, value in _terms(recipe, parts)]
+    return [*lines, ("loss", " + ".join(terms))]
+
+
+def _terms(recipe: Recipe, parts: Parts) -> list[tuple[str, float, float]]:
+    split = parts.data.train
+    rows = torch.arange(min(len(split.labels), max(2, min(recipe.data.batch_size, 8))))
+    plan = ViewPlan.of(recipe.data, parts.data.normalisation, seed=recipe.seed, views=views_for(recipe, parts.method))
+    order = ShuffledOrder(len(rows), len(rows), 0)
+    loader = make_loader(split.select(rows), order=order, plan=plan, device=parts.device)
+    with torch.no_grad():
+        _, terms = Objective(parts.cohort, parts.method)(next(iter(loader.batches(0))))
+    return [(term.name, float(term.weight), float(term.value)) for term in terms]
+
+
+def _budget(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
+    batches = len(parts.data.train.labels) // recipe.data.batch_size
+    steps = -(-batches // recipe.optim.accumulate)
+    optim = recipe.optim
+    return [
+        ("optimiser", f"{optim.name}, weight decay {optim.weight_decay:g}, {_rates(optim, steps, recipe.epochs)}"),
+        ("steps", f"{recipe.epochs} epochs x {steps:,} = {recipe.epochs * steps:,} of {recipe.data.batch_size} images"),
+        ("device", f"{parts.device}, {recipe.train.precision}"),
+    ]
+
+
+def _rates(optim: OptimConfig, steps: int, epochs: int) -> str:
+    points = sorted({0, epochs // 4, epochs // 2, 3 * epochs // 4, epochs - 1})
+    rates = (learning_rate(optim, step=epoch * steps, steps_per_epoch=steps, epochs=epochs) for epoch in points)
+    shown = ", ".join(f"{rate:.2g} at epoch {epoch + 1}" for epoch, rate in zip(points, rates, strict=True))
+    return f"{optim.schedule} learning rate: {shown}"

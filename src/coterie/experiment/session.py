@@ -1,0 +1,247 @@
+"""A run while it lives: loop, log, display, validation, checkpoints, and the result at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rich.console import Console
+
+from coterie.config import Recipe, to_toml
+from coterie.core.draws import mix
+from coterie.core.errors import CheckpointError, ConfigError
+from coterie.core.record import MetricsLog, RunFolder, State, Status, read_metrics
+from coterie.data import ShuffledOrder, Split, ViewPlan, make_loader
+from coterie.engine import (
+    CheckpointKeeper,
+    CheckpointStore,
+    Display,
+    Interrupt,
+    Meters,
+    Objective,
+    Precision,
+    Run,
+    Snapshot,
+    Stepper,
+    Watcher,
+    digest,
+    load_from,
+    make_optimizer,
+    peer_tensors,
+    restore,
+    restore_peers,
+    save_to,
+)
+from coterie.engine.snapshot import as_mapping
+from coterie.experiment.build import Parts, views_for
+from coterie.experiment.changes import check_unchanged
+from coterie.experiment.tensorboard import TensorBoard
+from coterie.experiment.validation import Validation
+from coterie.metrics import CohortScores
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a session is given.
+
+    Attributes:
+        recipe: what to do.
+        name: how tables call the run.
+        folder: where the run is recorded; locked by the caller.
+        parts: data, cohort and method, built.
+        score: scores the cohort as it stands on a split.
+        console: where to show progress.
+        quiet: show nothing.
+    """
+
+    recipe: Recipe
+    name: str
+    folder: RunFolder
+    parts: Parts
+    score: Callable[[Split], CohortScores]
+    console: Console
+    quiet: bool
+
+
+class Session:
+    """Holds a run together from its first step, or its last checkpoint, to its result.
+
+    Args:
+        setting: what the session is given.
+        interrupt: the flag that signals raise.
+    """
+
+    def __init__(self, setting: Setting, interrupt: Interrupt) -> None:
+        self.setting = setting
+        recipe, folder = setting.recipe, setting.folder
+        self.log = MetricsLog(folder.metrics)
+        self.timing = MetricsLog(folder.timing)
+        self.display = Display(recipe.epochs, setting.console, quiet=setting.quiet)
+        self.board = TensorBoard(folder.path / "tensorboard")
+        self.meters = Meters(every=recipe.train.log_every, emit=self._emit, emit_timing=self._emit_timing)
+        self.store = CheckpointStore(folder.checkpoints, recipe.train.keep)
+        self.keeper = CheckpointKeeper(
+            store=self.store,
+            meters=self.meters,
+            log=self.log,
+            every=recipe.train.checkpoint_every,
+            facts={"recipe": to_toml(recipe), "data": setting.parts.data.train.fingerprint()},
+        )
+        self.validation = self._make_validation()
+        self.run = self._make_run(interrupt)
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        self._stack.enter_context(self.display)
+        self._stack.enter_context(self.board)
+        self._stack.callback(self.run.loader.close)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def start(self) -> None:
+        """Write recipe and environment of a new run.
+
+        Raises:
+            ConfigError: the folder holds a run already.
+        """
+        folder = self.setting.folder
+        if self.store.steps() or folder.result.exists():
+            raise ConfigError(
+                f"{folder.path} holds a run already; go on with --resume {folder.path} or give another --out"
+            )
+        self.log.truncate(0)
+        self.timing.truncate(0)
+        folder.write_recipe(to_toml(self.setting.recipe))
+        folder.write_environment()
+        self.record("running")
+
+    def resume(self) -> None:
+        """Go on from the newest sound checkpoint; without any, from the beginning.
+
+        Raises:
+            CheckpointError: all checkpoints are damaged, or recipe or data are not those of the run.
+        """
+        found = self.store.load_newest()
+        if found is None:
+            self.setting.console.print("no checkpoint yet: starting from the beginning", highlight=False)
+            self.start()
+            return
+        step, snapshot = found
+        check_unchanged(as_mapping(snapshot.value("facts")), self.keeper.facts)
+        restore(self.run, self.meters, snapshot, self.setting.parts.device)
+        best = snapshot.values.get("best")
+        if self.validation is not None and isinstance(best, float):
+            self.validation.best = self.keeper.extra["best"] = best
+        offset = snapshot.value("log_bytes")
+        self.log.truncate(offset if isinstance(offset, int) else 0)
+        self.record("running")
+        if not self.setting.quiet:
+            self.setting.console.print(f"resumed after {step} batches from {self.store.path_of(step)}", highlight=False)
+
+    def record(self, state: State, exit_code: int | None = None, message: str = "") -> None:
+        """Write `status.json`."""
+        self.setting.folder.write_status(
+            Status(
+                state=state,
+                step=self.run.batches,
+                epoch=self.run.clock.epoch,
+                exit_code=exit_code,
+                message=message,
+            )
+        )
+
+    def finish(self) -> Row:
+        """Open the test set, score the last epoch and, marked as such, the best on validation; write `result.json`.
+
+        Returns:
+            What was written.
+        """
+        parts, recipe, folder = self.setting.parts, self.setting.recipe, self.setting.folder
+        found = self.store.load_newest()
+        if found is None:
+            raise CheckpointError(f"no checkpoint in {folder.checkpoints}; train again")
+        test = parts.data.test()
+        result: Row = {
+            "recipe": self.setting.name,
+            "method": recipe.method,
+            "seed": recipe.seed,
+            "peers": len(parts.cohort),
+            "leader": parts.cohort.leader,
+            "epochs": recipe.epochs,
+            "train_images": len(parts.data.train.labels),
+            "seconds": sum(float(str(row["seconds"])) for row in read_metrics(folder.timing)),
+            "digest": digest(found[1]),
+            "last": {"epoch": recipe.epochs, "test": self.setting.score(test).as_dict()},
+        }
+        if parts.data.validation is not None:
+            result["last"]["validation"] = self.setting.score(parts.data.validation).as_dict()
+            result["best_on_validation"] = self._score_best(test, found[1])
+        folder.write_result(result)
+        return result
+
+    def _score_best(self, test: Split, last: Snapshot) -> Row:
+        cohort = self.setting.parts.cohort
+        _, best = load_from(self.setting.folder.best)
+        restore_peers(cohort, best)
+        scores = self.setting.score(test).as_dict()
+        restore_peers(cohort, last)
+        return {"epoch": best.value("epoch"), "validation": best.value("validation"), "test": scores}
+
+    def _make_run(self, interrupt: Interrupt) -> Run:
+        recipe, parts = self.setting.recipe, self.setting.parts
+        split = parts.data.train
+        plan = ViewPlan.of(
+            recipe.data,
+            parts.data.normalisation,
+            seed=mix(recipe.seed, "augmentation"),
+            views=views_for(recipe, parts.method),
+            channels_last=recipe.train.channels_last,
+        )
+        order = ShuffledOrder(len(split.labels), recipe.data.batch_size, mix(recipe.seed, "order"))
+        loader = make_loader(split, order=order, plan=plan, device=parts.device, workers=recipe.data.workers)
+        objective = Objective(parts.cohort, parts.method)
+        precision = Precision(recipe.train.precision, parts.device)
+        stepper = Stepper(
+            make_optimizer(objective.trainable().values(), recipe.optim),
+            recipe.optim,
+            precision,
+            batches_per_epoch=loader.batches_per_epoch,
+            epochs=recipe.epochs,
+        )
+        watchers: list[Watcher] = [self.meters, *([self.validation] if self.validation else []), self.display]
+        return Run(objective, stepper, loader, precision, recipe.epochs, self.keeper, watchers, interrupt)
+
+    def _make_validation(self) -> Validation | None:
+        split = self.setting.parts.data.validation
+        if split is None:
+            return None
+        return Validation(
+            score=lambda: self.setting.score(split),
+            every=self.setting.recipe.train.evaluate_every,
+            emit=self._emit,
+            on_best=self._keep_best,
+        )
+
+    def _keep_best(self, row: Row) -> None:
+        self.keeper.extra["best"] = row["leader"]["top1"]
+        values = {"epoch": row["epoch"] + 1, "validation": {key: row[key] for key in ("leader", "peers", "ensemble")}}
+        save_to(
+            self.setting.folder.best,
+            row["step"],
+            Snapshot(tensors=peer_tensors(self.setting.parts.cohort), values=values),
+        )
+
+    def _emit(self, row: Row) -> None:
+        self.log.append(row)
+        self.display.on_row(row)
+        self.board.on_row(row)
+
+    def _emit_timing(self, row: Row) -> None:
+        self.timing.append(row)
+        self.display.on_timing(row)

@@ -1,0 +1,58 @@
+"""Rows of the log as TensorBoard events, when that package is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoard:
+    """Context that writes every number of a row under its dotted name; without the package it does nothing.
+
+    Args:
+        folder: where the events go; made by the first row.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._installed = importlib.util.find_spec("tensorboard") is not None
+        self._writer: SummaryWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """Write the numbers of a row of `metrics.jsonl` at its step."""
+        if not self._installed:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=row["step"])
+        for name, value in _numbers(row, row["kind"]):
+            self._writer.add_scalar(name, value, row["step"])
+
+
+def _numbers(value: object, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int | float):
+        yield name, float(value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{name}/{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for place, inner in enumerate(value):
+            yield from _numbers(inner, f"{name}/{place}")

@@ -1,0 +1,110 @@
+"""The memory bank: one embedding per training image and peer, moved a little towards each new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coterie.core import draws
+from coterie.core.errors import CheckpointError, ShapeError
+
+_DRAWN_AT_ONCE = 1 << 18  # numbers per pass over the counters, so that a pass stays in the cache
+
+
+class MemoryBank:
+    """Rows `[M, N, D]`, one bank per peer.
+
+    Fresh rows are uniform in `+-1 / sqrt(D / 3)`, so that their expected length is 1; they are a function of the seed.
+
+    Args:
+        num_peers: M.
+        num_rows: N, images of the training set.
+        dim: D of the embeddings.
+        momentum: share of the old row that stays at an update.
+        seed: key of the fresh rows.
+
+    Attributes:
+        rows: `[M, N, D]` float32, constants for every gradient.
+
+    Example:
+        >>> bank = MemoryBank(2, 10, 4)
+        >>> bank.update(torch.tensor([3]), torch.ones(2, 1, 4))
+        >>> bank.rows[:, 3].norm(dim=1)
+        tensor([1., 1.])
+    """
+
+    def __init__(self, num_peers: int, num_rows: int, dim: int, *, momentum: float = 0.5, seed: int = 0) -> None:
+        self.momentum = momentum
+        self.rows = torch.stack([_fresh(draws.mix(seed, "bank", peer), num_rows, dim) for peer in range(num_peers)])
+
+    @property
+    def mebibytes(self) -> float:
+        """Size of all rows in MiB."""
+        return self.rows.numel() * self.rows.element_size() / 2**20
+
+    @torch.no_grad()
+    def update(self, indices: Tensor, embeddings: Tensor) -> None:
+        """Move rows towards new embeddings: row <- unit(momentum * row + (1 - momentum) * embedding).
+
+        Should an image occur twice, its first embedding counts: in a set order on every device.
+
+        Args:
+            indices: `[B]` int64, rows to change.
+            embeddings: `[M, B, D]`, one for each peer and row; no gradient flows.
+
+        Raises:
+            ShapeError: the embeddings do not fit the bank.
+        """
+        peers, _, dim = self.rows.shape
+        if embeddings.shape != (peers, indices.shape[0], dim):
+            raise ShapeError(
+                f"embeddings {tuple(embeddings.shape)} for a bank {tuple(self.rows.shape)} and {indices.shape[0]}"
+                " indices; give [M, B, D]"
+            )
+        order = torch.arange(indices.shape[0], device=indices.device)
+        first = torch.where(indices[:, None] == indices, order, order.shape[0]).amin(dim=1)
+        fresh = embeddings.index_select(1, first).to(self.rows.dtype)
+        moved = torch.lerp(fresh, self.rows.index_select(1, indices), self.momentum)
+        self.rows.index_copy_(1, indices, F.normalize(moved, dim=-1))
+
+    def state(self) -> dict[str, Tensor]:
+        """The rows `[M, N, D]`, not copied."""
+        return {"rows": self.rows}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over rows of another bank, keeping device and dtype of this one.
+
+        Raises:
+            CheckpointError: they are for other peers, another data set or another embedding size.
+        """
+        rows = state.get("rows")
+        if rows is None:
+            raise CheckpointError(f"no rows for the memory bank, only {sorted(state)}; start a new run")
+        if rows.shape != self.rows.shape:
+            raise CheckpointError(
+                f"{_difference(rows.shape, self.rows.shape)}: the memory bank was saved as {list(rows.shape)} and is"
+                f" {list(self.rows.shape)} here; continue with the same data and cohort, or start a new run"
+            )
+        self.rows.copy_(rows)
+
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply a move to another device or dtype to the rows."""
+        self.rows = change(self.rows)
+
+
+def _difference(given: torch.Size, own: torch.Size) -> str:
+    names = ("number of peers changed: M", "data set changed: N", "embedding size changed: D")
+    changes = [f"{name} {old} -> {new}" for name, old, new in zip(names, given, own, strict=False) if old != new]
+    return ", ".join(changes) or "rows of another number of axes"
+
+
+def _fresh(key: int, num_rows: int, dim: int) -> Tensor:
+    bound = (3 / dim) ** 0.5
+    numbers = torch.empty(num_rows * dim)
+    for start in range(0, numbers.shape[0], _DRAWN_AT_ONCE):
+        part = numbers[start : start + _DRAWN_AT_ONCE]
+        part.copy_(draws.uniform(key, torch.arange(start, start + part.shape[0])))
+    return numbers.mul_(2 * bound).sub_(bound).view(num_rows, dim)

@@ -1,0 +1,35 @@
+"""Heads between a peer's embedding and a loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LinearHead(nn.Module):
+    """A linear map with bias, then division by the L2 norm: embeddings of peers made comparable.
+
+    Computed in the dtype of its weights, inside autocast too: lengths of rows need more digits than bfloat16 has.
+
+    Args:
+        in_dim: size of the peer's embedding.
+        out_dim: D of the result.
+
+    Example:
+        >>> lengths = LinearHead(6, 4)(torch.ones(2, 6)).norm(dim=1)
+        >>> bool(torch.allclose(lengths, torch.ones(2)))
+        True
+
+    Reference:
+        Tian, Krishnan and Isola, Contrastive Representation Distillation, ICLR 2020, arXiv:1910.10699.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int = 128) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map `[B, in_dim]` to rows of length 1, `[B, out_dim]`, with gradient to input and weights."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return F.normalize(self.linear(embedding.to(self.linear.weight.dtype)), dim=1)

@@ -1,0 +1,369 @@
+"""What every method must keep, as checks that any project can run on its own methods.
+
+    from coterie.testing import check_method
+    check_method("my_method")          # raises AssertionError and says what is wrong
+
+Each check builds tiny networks and sixteen-pixel images of its own and takes a fraction of a second on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import coterie.methods  # noqa: F401 (registers them)
+from coterie.cohort.cohort import Cohort
+from coterie.core import METHODS, Batch, CoterieError, Facts, Method, PeerOutput, Terms
+from coterie.nets.base import StagedNet, pooled
+
+__all__ = ["CHECKS", "Scene", "check_method", "make_scene"]
+
+_NUM_CLASSES, _NUM_TRAIN, _BATCH_SIZE, _IMAGE_SIZE = 4, 48, 8, 16
+_SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "equal"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A method with a cohort it can teach and a batch to do it with.
+
+    Attributes:
+        method: freshly built.
+        cohort: as many tiny peers as the method's facts say.
+        batch: images for which the method's needs hold.
+    """
+
+    method: Method
+    cohort: Cohort
+    batch: Batch
+
+    def terms(self) -> Terms:
+        """Losses of the batch."""
+        return self.method.losses(self.cohort(self.batch.views), self.batch)
+
+    def train(self, steps: int, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Take training steps as the loop does, and return the totals."""
+        totals = []
+        for _ in range(steps):
+            peers = self.cohort(self.batch.views)
+            total = self.method.losses(peers, self.batch).total()
+            optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                self.method.after_step(peers, self.batch)
+            self.batch.step.add_(1)
+            totals.append(total.detach())
+        return totals
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """SGD with momentum over cohort and method."""
+        return torch.optim.SGD(nn.ModuleList([self.cohort, self.method]).parameters(), lr=0.05, momentum=0.9)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint holds of cohort and method, copied."""
+        found = {f"cohort.{name}": tensor for name, tensor in self.cohort.state_dict().items()}
+        found |= {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
+        for name, memory in self.method.memories.items():
+            found |= {f"memory.{name}.{key}": tensor for key, tensor in memory.state().items()}
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` returned."""
+        self.cohort.load_state_dict(_below("cohort.", tensors))
+        self.method.load_state_dict(_below("method.", tensors))
+        for name, memory in self.method.memories.items():
+            memory.load_state(_below(f"memory.{name}.", tensors))
+
+
+def make_scene(
+    name: str,
+    config: Method.Config | None = None,
+    *,
+    widths: Sequence[int] = (),
+    shared: int = 0,
+    labels: Sequence[int] = (),
+    seed: int = 0,
+) -> Scene:
+    """Build a method together with peers and a batch that satisfy its needs.
+
+    Args:
+        name: a registered method.
+        config: its knobs; the defaults when None.
+        widths: channels of each peer; equal ones for three peers, or as many as the method needs, when empty.
+        shared: stages that all peers share.
+        labels: `[B]` classes of the batch below 4; such that each occurs as often as the method needs when empty.
+        seed: of weights, images and the method's draws.
+    """
+    torch.manual_seed(seed)
+    kind = METHODS[name]
+    widths = list(widths) or [6] * max(3, kind.needs.min_peers)
+    cohort = Cohort([_tiny_net(width) for width in widths], shared=shared)
+    nets = list(cohort)
+    facts = Facts(
+        num_peers=len(nets),
+        leader=cohort.leader,
+        num_classes=_NUM_CLASSES,
+        embedding_dims=cohort.embedding_dims,
+        labels=torch.arange(_NUM_TRAIN) % _NUM_CLASSES,
+        num_epochs=10,
+        seed=seed,
+        stage_channels=tuple(net.stage_channels for net in nets),
+    )
+    method = kind(kind.Config() if config is None else config, facts)
+    needs = method.requirements()
+    cohort.stage_maps = needs.stage_maps
+    views = len(nets) if needs.views == "per_peer" else needs.views
+    return Scene(method=method, cohort=cohort, batch=_make_batch(views, list(labels), needs.samples_per_class))
+
+
+def check_method(name: str, config: Method.Config | None = None) -> None:
+    """Run every check on a registered method.
+
+    Args:
+        name: its name in `METHODS`.
+        config: the knobs to check it with; the defaults when None.
+
+    Raises:
+        AssertionError: a check failed; the message says which and how.
+    """
+    for check in CHECKS:
+        check(name, config)
+
+
+def check_terms(name: str, config: Method.Config | None = None) -> None:
+    """Terms have names and finite values, and their total carries gradient."""
+    terms = make_scene(name, config).terms()
+    for term in terms:
+        _require(bool(term.name) and bool(term.value.isfinite()), name, f"term {term.name!r} is {term.value}")
+    _require(len(terms) > 0 and terms.total().requires_grad, name, "the total of the terms carries no gradient")
+
+
+def check_every_peer_is_taught(name: str, config: Method.Config | None = None) -> None:
+    """Gradient reaches logits, embedding or a stage map of every peer."""
+    scene = make_scene(name, config)
+    leaves = [_as_leaves(peer) for peer in scene.cohort(scene.batch.views)]
+    scene.method.losses(leaves, scene.batch).total().backward()  # type: ignore[no-untyped-call]
+    for m, peer in enumerate(leaves):
+        grads = [tensor.grad for tensor in (peer.logits, peer.embedding, *peer.stages)]
+        taught = any(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
+        _require(taught, name, f"no gradient reaches peer {m}")
+
+
+def check_precisions(name: str, config: Method.Config | None = None) -> None:
+    """The total is finite, and not halved, in float32, float64 and bfloat16 autocast; the first two agree."""
+    totals = [_total_in(make_scene(name, config), precision) for precision in ("float32", "float64", "bfloat16")]
+    for total in totals:
+        _require(bool(total.isfinite()) and total.dtype != torch.bfloat16, name, f"the total is {total}")
+    gap = abs(float(totals[0]) - float(totals[1]))
+    _require(gap <= 1e-4 * max(1.0, abs(float(totals[1]))), name, f"float32 and float64 differ by {gap:.2g}")
+
+
+def check_layouts(name: str, config: Method.Config | None = None) -> None:
+    """Separate, branched and, unless equal embeddings are asked for, mixed cohorts all get finite gradients."""
+    needs = make_scene(name, config).method.requirements()
+    peers = max(3, needs.min_peers)
+    layouts: list[tuple[list[int], int]] = [([6] * peers, 0), ([6] * peers, 1)]
+    layouts += [] if needs.equal_embeddings else [([4 + 2 * m for m in range(peers)], 0)]
+    for widths, shared in layouts:
+        scene = make_scene(name, config, widths=widths, shared=shared)
+        scene.terms().total().backward()  # type: ignore[no-untyped-call]
+        for key, parameter in scene.cohort.named_parameters():
+            fine = parameter.grad is not None and bool(parameter.grad.isfinite().all())
+            _require(fine, name, f"widths {widths}, {shared} shared stages: no finite gradient for {key}")
+
+
+def check_determinism(name: str, config: Method.Config | None = None) -> None:
+    """Two runs from one seed take the same steps to the bit."""
+    first, second = (make_scene(name, config) for _ in range(2))
+    totals = [scene.train(3, scene.optimizer()) for scene in (first, second)]
+    _require(_same(dict(enumerate(totals[0])), dict(enumerate(totals[1]))), name, "two runs of one seed differ")
+    _require(_same(first.tensors(), second.tensors()), name, "two runs of one seed end in different states")
+
+
+def check_resume(name: str, config: Method.Config | None = None) -> None:
+    """State dict and memories are all there is to keep: a run continued from them takes the same steps to the bit."""
+    old, new = make_scene(name, config, seed=1), make_scene(name, config, seed=1)
+    old_optimizer = old.optimizer()
+    old.train(2, old_optimizer)
+    with torch.no_grad():
+        for parameter in new.method.parameters():
+            parameter.zero_()
+    new.load(old.tensors())
+    new_optimizer = new.optimizer()
+    new_optimizer.load_state_dict(deepcopy(old_optimizer.state_dict()))
+    new.batch.step.copy_(old.batch.step)
+    totals = old.train(2, old_optimizer), new.train(2, new_optimizer)
+    _require(_same(dict(enumerate(totals[0])), dict(enumerate(totals[1]))), name, "a continued run differs")
+    _require(_same(old.tensors(), new.tensors()), name, "a continued run ends in another state")
+
+
+def check_memories(name: str, config: Method.Config | None = None) -> None:
+    """A memory refuses tensors of another shape with an error of this project, and moves with its method."""
+    method = make_scene(name, config).method
+    for key, memory in method.memories.items():
+        larger = {part: torch.cat([tensor, tensor]) for part, tensor in memory.state().items() if tensor.dim()}
+        if larger:
+            _require(_refuses(memory.load_state, larger), name, f"memory {key!r} loads tensors of another shape")
+    method.double()
+    for key, memory in method.memories.items():
+        wrong = [part for part, tensor in memory.state().items() if tensor.dtype == torch.float32]
+        _require(not wrong, name, f"memory {key!r} leaves {wrong} behind when its method moves")
+
+
+def check_no_waiting(name: str, config: Method.Config | None = None) -> None:
+    """No step reads a number back to the host or has shapes that depend on values: an accelerator would wait."""
+    scene = make_scene(name, config)
+    peers = scene.cohort(scene.batch.views)
+    with _no_host_reads(name):
+        scene.method.losses(peers, scene.batch).total()
+        with torch.no_grad():
+            scene.method.after_step(peers, scene.batch)
+
+
+def check_lone_labels(name: str, config: Method.Config | None = None) -> None:
+    """A batch in which no label occurs twice, and one with a single label, give finite losses and gradients."""
+    for labels in ([0, 1, 2, 3], [2] * 4):
+        scene = make_scene(name, config, labels=labels)
+        total = scene.terms().total()
+        total.backward()  # type: ignore[no-untyped-call]
+        grads = [parameter.grad for parameter in scene.cohort.parameters() if parameter.grad is not None]
+        fine = bool(total.isfinite()) and all(bool(grad.isfinite().all()) for grad in grads)
+        _require(fine, name, f"labels {labels} give a loss or gradient that is not finite")
+
+
+def check_words(name: str, config: Method.Config | None = None) -> None:
+    """The ensemble is `[B, K]`, the description is words, and the class and its losses say what they do."""
+    scene = make_scene(name, config)
+    ensemble = scene.method.ensemble([peer.logits for peer in scene.cohort(scene.batch.views)])
+    fits = ensemble.shape == (scene.batch.size, _NUM_CLASSES)
+    _require(fits, name, f"the ensemble has shape {tuple(ensemble.shape)}")
+    lines = scene.method.describe()
+    _require(all(isinstance(part, str) for line in lines.items() for part in line), name, "describe() is not words")
+    _require(bool(type(scene.method).__doc__), name, "the class has no docstring")
+
+
+CHECKS: tuple[Callable[[str, Method.Config | None], None], ...] = (
+    check_terms,
+    check_every_peer_is_taught,
+    check_precisions,
+    check_layouts,
+    check_determinism,
+    check_resume,
+    check_memories,
+    check_no_waiting,
+    check_lone_labels,
+    check_words,
+)
+
+
+def _tiny_net(width: int) -> StagedNet:
+    def block(channels: int, stride: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.Tanh())
+
+    return StagedNet(
+        stem=block(3, 1),
+        stages=[block(width, 2), block(width, 2)],
+        neck=pooled(),
+        head=nn.Linear(width, _NUM_CLASSES),
+        stage_channels=(width, width),
+    )
+
+
+def _make_batch(views: int, labels: list[int], samples_per_class: int) -> Batch:
+    if not labels:
+        repeats = samples_per_class or 2
+        labels = [k for k in range(max(1, min(_NUM_CLASSES, _BATCH_SIZE // repeats))) for _ in range(repeats)]
+    rows = [label + _NUM_CLASSES * (2 * labels[:b].count(label) + 1) for b, label in enumerate(labels)]
+    images = torch.randn(views, len(labels), 3, _IMAGE_SIZE, _IMAGE_SIZE)
+    zero = torch.zeros((), dtype=torch.int64)
+    return Batch(views=images, labels=torch.tensor(labels), indices=torch.tensor(rows), epoch=zero, step=zero.clone())
+
+
+def _as_leaves(peer: PeerOutput) -> PeerOutput:
+    logits, embedding = (tensor.detach().requires_grad_() for tensor in (peer.logits, peer.embedding))
+    stages = tuple(stage.detach().requires_grad_() for stage in peer.stages)
+    return replace(peer, logits=logits, embedding=embedding, stages=stages)
+
+
+def _total_in(scene: Scene, precision: str) -> Tensor:
+    if precision == "float64":
+        scene.cohort.double()
+        scene.method.double()
+        scene = replace(scene, batch=scene.batch.with_views(scene.batch.views.double()))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        total = scene.terms().total()
+    total.backward()  # type: ignore[no-untyped-call]
+    return total.detach()
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _same(first: Mapping[Any, Tensor], second: Mapping[Any, Tensor]) -> bool:
+    """Whether the same tensors have the same bits; nan counts as equal to itself."""
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key].nan_to_num(nan=-7.0), second[key].nan_to_num(nan=-7.0)) for key in first
+    )
+
+
+def _refuses(load: Callable[[Mapping[str, Tensor]], None], state: Mapping[str, Tensor]) -> bool:
+    try:
+        load(state)
+    except CoterieError:
+        return True
+    return False
+
+
+class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fails on operations that make an accelerator wait for the host or the other way round."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._name = name
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        operation = func.overloadpacket.__name__
+        masks = args[1] if operation in ("index", "index_put", "index_put_") else ()
+        masked = any(mask is not None and mask.dtype == torch.bool for mask in masks)
+        _require(
+            operation not in _SYNCS and not masked,
+            self._name,
+            f"a step calls {operation}{' with a mask' if masked else ''}, for which an accelerator must wait;"
+            " keep numbers in tensors and use masked_fill or where",
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _no_host_reads(name: str) -> Iterator[None]:
+    def refuse(*_: object) -> None:
+        raise AssertionError(f"method {name!r}: a step calls tolist or numpy, for which an accelerator must wait")
+
+    kept = {attribute: getattr(Tensor, attribute) for attribute in ("tolist", "numpy")}
+    try:
+        for attribute in kept:
+            setattr(Tensor, attribute, refuse)
+        with _HostReads(name):
+            yield
+    finally:
+        for attribute, original in kept.items():
+            setattr(Tensor, attribute, original)
+
+
+def _require(condition: bool, name: str, message: str) -> None:
+    if not condition:
+        raise AssertionError(f"method {name!r}: {message}")

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coterie.core import METHODS, Batch, Method, Peers, Terms
+from coterie.methods.mcl_okd import MultiViewContrast
+from coterie.testing import CHECKS, check_method
+
+CONFIGS: dict[str, tuple[str, Method.Config | None]] = {name: (name, None) for name in METHODS} | {
+    f"mcl_okd {' '.join(map(str, knobs.values()))}": ("mcl_okd", MultiViewContrast.Config(**knobs))
+    for knobs in (
+        {"negatives": "per_sample", "positives": "relax", "num_negatives": 7},
+        {"z": "anchor", "graph": "core"},
+        {"z": "frozen", "embedding_dim": 5},
+    )
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", CONFIGS)
+def test_method_keeps_the_contract(case: str, check: Any) -> None:
+    check(*CONFIGS[case])
+
+
+class Broken(Method):
+    """Cross-entropy of all peers, and one fault."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        fault: str = ""
+
+    config: Config
+
+    def __init__(self, config: Config, facts: Any) -> None:
+        super().__init__(config, facts)
+        self.seen = torch.zeros(())
+        self.calls = 0
+
+    def losses(self, peers: Peers, batch: Batch) -> Terms:
+        fault = self.config.fault
+        kept = peers[1:] if fault == "one peer is not taught" else peers
+        loss = torch.stack([F.cross_entropy(peer.logits, batch.labels) for peer in kept]).sum()
+        return Terms().add("task", self.spoil(loss, batch) if fault else loss)
+
+    def spoil(self, loss: Tensor, batch: Batch) -> Tensor:
+        fault = self.config.fault
+        if fault == "reads a number":
+            return loss * (1.0 if loss.item() > 0 else 2.0)
+        if fault == "reads a list":
+            return loss * len(batch.labels.tolist())
+        if fault == "dynamic shape":
+            return loss + batch.views[0][batch.labels == 0].sum() * 0
+        if fault == "keeps state to itself":
+            self.seen = self.seen + 1
+            return loss * (1 + self.seen)
+        if fault == "global randomness":
+            return loss * (1 + torch.rand(()))
+        if fault == "not a number":
+            return loss + torch.nan
+        if fault == "lone label":
+            pairs = (batch.labels[:, None] == batch.labels).sum() - batch.size
+            return loss / pairs
+        return loss.bfloat16() if fault == "half precision" else loss
+
+
+FAULTS = {
+    "one peer is not taught": "no gradient reaches peer 0",
+    "reads a number": "_local_scalar_dense",
+    "reads a list": "tolist",
+    "dynamic shape": "with a mask|nonzero",
+    "keeps state to itself": "a continued run differs",
+    "global randomness": "float32 and float64 differ|two runs of one seed differ",
+    "not a number": "term 'task' is",
+    "lone label": "not finite",
+    "half precision": "the total is",
+}
+
+
+@pytest.fixture(name="broken")
+def register_broken() -> Iterator[str]:
+    METHODS.add("broken", Broken)
+    yield "broken"
+    METHODS._entries.pop("broken")
+
+
+def test_a_sound_method_from_elsewhere_passes(broken: str) -> None:
+    check_method(broken)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found(broken: str, fault: str) -> None:
+    with pytest.raises(AssertionError, match=FAULTS[fault]):
+        check_method(broken, Broken.Config(fault=fault))
