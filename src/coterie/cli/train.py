@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from coterie.cli.options import Plugins, Settings
 
@@ -39,7 +40,7 @@ def train(
 
     if resume is not None:
         words = settings if recipe is None else (recipe, *settings)
-        continue_run(resume, settings_from(words), plugins=plugin)
+        _report(resume, continue_run(resume, settings_from(words), plugins=plugin))
         return 0
     if recipe is None:
         raise ConfigError("give a recipe, for instance digits/mcl_okd, or --resume RUN; see: coterie list recipes")
@@ -47,5 +48,16 @@ def train(
     if print_config:
         print(to_toml(chosen), end="")
         return 0
-    Experiment(chosen, folder=new_folder(recipe, out), name=recipe).train()
+    folder = new_folder(recipe, out)
+    _report(folder, Experiment(chosen, folder=folder, name=recipe).train())
     return 0
+
+
+def _report(folder: Path, result: dict[str, Any]) -> None:
+    test = result["last"]["test"]
+    peers = ", ".join(f"{peer['top1']:.2f}" for peer in test["peers"])
+    print(
+        f"test set, last epoch: leader {test['leader']['top1']:.2f} %, peers {peers} %,"
+        f" ensemble {test['ensemble']['top1']:.2f} %\n"
+        f"run: {folder}; next: coterie evaluate {folder}, coterie export {folder}"
+    )

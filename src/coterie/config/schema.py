@@ -117,8 +117,8 @@ class TrainConfig:
         channels_last: keep maps in channels-last order, faster on most machines.
         deterministic: use deterministic kernels only, so that an interrupted run can be continued to the bit.
         threads: threads of the CPU; 0 leaves torch's choice.
-        log_every: steps between rows of `metrics.jsonl`; 0 for one row per epoch.
-        checkpoint_every: steps between checkpoints; 0 for one per epoch.
+        log_every: batches between rows of `metrics.jsonl`, besides one at each epoch's end; 0 for that one only.
+        checkpoint_every: batches between checkpoints; 0 for one per epoch.
         keep: checkpoints kept, newest first; at least 2.
         evaluate_every: epochs between evaluations on the validation split.
     """
@@ -128,7 +128,7 @@ class TrainConfig:
     channels_last: bool = False
     deterministic: bool = True
     threads: int = 0
-    log_every: int = 0
+    log_every: int = 50
     checkpoint_every: int = 0
     keep: int = 2
     evaluate_every: int = 1

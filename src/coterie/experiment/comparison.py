@@ -41,6 +41,12 @@ class _Outcome:
     message: str = ""
     exit_code: int = 0
 
+    def error(self) -> CoterieError:
+        """The error of the run, which could not cross the border between processes as it was."""
+        error = CoterieError(f"{self.task.name}, seed {self.task.recipe.seed}: {self.message}")
+        error.exit_code = self.exit_code
+        return error
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -80,7 +86,7 @@ class Comparison:
         for number, outcome in enumerate(_finish(tasks, self.jobs), start=1):
             task = outcome.task
             if outcome.message:
-                raise CoterieError(f"{task.name}, seed {task.recipe.seed}: {outcome.message}")
+                raise outcome.error()
             leader = read_run(task.folder).leader
             line = f"[{number}/{len(tasks)}] {task.name} seed {task.recipe.seed}: leader {leader:.2f} %"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
