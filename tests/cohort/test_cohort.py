@@ -131,9 +131,9 @@ def test_stage_maps_on_request(views: Tensor) -> None:
         ((), {}, "needs at least one network"),
         (("cnn4_w4", "cnn4_w4"), {"leader": 2}, "leader 2 is not one of 2 peers"),
         (("cnn4_w4", "cnn4_w4"), {"leader": -3}, "leader -3 is not one of 2 peers"),
-        (("cnn4_w4", "cnn4_w6"), {"shared": 1}, "peer 0 cannot share 1 stages"),
-        (("cnn4_w4", "cnn4_w4"), {"shared": 4}, "cannot share 4 stages with the leader: it has 3 stages"),
-        (("cnn4_w4", "cnn4_w4"), {"shared": -1}, "cannot share -1 stages"),
+        (("cnn4_w4", "cnn4_w6"), {"shared": 1}, "peer 0 cannot share stage 1 of another network"),
+        (("cnn4_w4", "cnn4_w4"), {"shared": 4}, "2 peers of 3 stages cannot have their first 4 stages"),
+        (("cnn4_w4", "cnn4_w4"), {"shared": -1}, "cohort.shared=-1"),
     ],
 )
 def test_impossible_cohorts_are_refused_in_one_line(

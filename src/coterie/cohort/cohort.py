@@ -1,12 +1,15 @@
-"""The cohort: M peers that see the same images, separate or with their first stages shared, and one leader."""
+"""The cohort: M peers that see the same images, separate or with stages in common, and one leader."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
+from coterie.cohort.rescale import rescale_gradient
+from coterie.cohort.tree import check_alike, copies_of_stages, owner_of
 from coterie.core.errors import ConfigError
 from coterie.core.types import PeerOutput
 from coterie.nets import StagedNet, Tappable, TappedNet, as_tappable
@@ -15,18 +18,22 @@ from coterie.nets import StagedNet, Tappable, TappedNet, as_tappable
 class Cohort(nn.Module):
     """M peers side by side.
 
-    With `shared=k` the stem and the first k stages of all peers become *the same module objects*, those of the leader:
-    each peer stays a whole network whose state dict loads into the plain architecture, while the shared part is run,
-    trained and counted once.
+    Peers that share stages hold the *same module objects*, those of the leader where it takes part: each peer stays a
+    whole network whose state dict loads into the plain architecture, while a shared part is run, trained and counted
+    once.
 
     Args:
         nets: M networks; `StagedNet` or any module whose last linear layer is its classifier.
         leader: which peer is kept, named before training; negative numbers count from the end.
         shared: how many stages after the stem all peers share; 0 keeps them separate.
+        tree: copies of each stage, first to last, in place of `shared`: `(1, 2, 4)` is one stem and first stage, two
+            second stages, four third ones; numbers rise to M at most, and the stem is copied as the first stage.
+        rescale: divide the gradient by the number of branches wherever peers part (intermediate-layer rescaling).
         stage_maps: whether `forward` returns stage maps.
+        frozen: peers that are not trained: their parameters take no gradient and they stay in evaluation mode.
 
     Raises:
-        ConfigError: no peers, a leader out of range, peers with other class counts, or first stages that differ.
+        ConfigError: no peers, a leader out of range, peers with other class counts, or shared stages that differ.
 
     Example:
         >>> import torch
@@ -36,7 +43,15 @@ class Cohort(nn.Module):
     """
 
     def __init__(
-        self, nets: Sequence[nn.Module], *, leader: int = -1, shared: int = 0, stage_maps: bool = False
+        self,
+        nets: Sequence[nn.Module],
+        *,
+        leader: int = -1,
+        shared: int = 0,
+        tree: Sequence[int] = (),
+        rescale: bool = False,
+        stage_maps: bool = False,
+        frozen: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if not nets:
@@ -44,14 +59,15 @@ class Cohort(nn.Module):
         if not -len(nets) <= leader < len(nets):
             raise ConfigError(f"leader {leader} is not one of {len(nets)} peers; give a number below {len(nets)}")
         self.leader = leader % len(nets)
-        self.shared = shared
+        self.rescale = rescale
         self.stage_maps = stage_maps
         self.nets = nn.ModuleList(as_tappable(net) for net in nets)
         counts = [net.num_classes for net in self]
         if len(set(counts)) > 1:
             raise ConfigError(f"peers have heads of {counts} classes; give all of them the same number")
-        if shared:
-            self._share(shared)
+        self.copies = copies_of_stages(list(self.nets), shared=shared, tree=tree)
+        self._share()
+        self.frozen = self._freeze(frozen)
 
     def __len__(self) -> int:
         return len(self.nets)
@@ -79,39 +95,76 @@ class Cohort(nn.Module):
         """D of each peer."""
         return tuple(net.embedding_dim for net in self)
 
+    @property
+    def shared(self) -> int:
+        """Stages after the stem that all peers share."""
+        return sum(count == 1 for count in self.copies) if len(self) > 1 else 0
+
+    def train(self, mode: bool = True) -> Cohort:
+        """Set the mode of all peers but the frozen ones, which always evaluate."""
+        super().train(mode)
+        for peer in self.frozen:
+            self.nets[peer].eval()
+        return self
+
     def forward(self, views: Tensor) -> list[PeerOutput]:
-        """Run all peers.
+        """Run all peers; a part that several of them share runs once.
 
         Args:
             views: `[V, B, C, H, W]`; with V=1 every peer sees the same view, with V=M peer m sees view m.
 
         Returns:
-            M outputs, in order.
+            M outputs, in order; those of frozen peers without gradient.
         """
-        num_views = views.shape[0]
-        view_of = [m % num_views for m in range(len(self))]
-        if not self.shared:
-            return [net.tap(views[v], self.stage_maps) for net, v in zip(self, view_of, strict=True)]
-        staged = cast("Sequence[StagedNet]", self.nets)
-        trunks = [staged[0].trunk(view, self.shared) for view in views]
-        return [net.finish(trunks[v], self.stage_maps) for net, v in zip(staged, view_of, strict=True)]
+        done: dict[tuple[int, ...], Tensor] = {}
+        return [self._run(m, views, done) for m in range(len(self))]
 
-    def _share(self, depth: int) -> None:
-        for net in self.nets:
-            if not isinstance(net, StagedNet):
-                raise ConfigError("only staged networks can share stages; set cohort.shared=0 or use coterie.StagedNet")
-        staged = cast("Sequence[StagedNet]", self.nets)
-        first = staged[self.leader]
-        for m, net in enumerate(staged):
-            if not 0 < depth <= len(net.stages) or _first_stages(net, depth) != _first_stages(first, depth):
-                raise ConfigError(
-                    f"peer {m} cannot share {depth} stages with the leader: it has {len(net.stages)} stages and"
-                    " the shared ones must be alike; lower cohort.shared"
-                )
-            net.stem = first.stem
-            for k in range(depth):
-                net.stages[k] = first.stages[k]
+    def _run(self, peer: int, views: Tensor, done: dict[tuple[int, ...], Tensor]) -> PeerOutput:
+        view = peer % views.shape[0]
+        net = self.nets[peer]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and peer not in self.frozen):
+            if not self.copies or not isinstance(net, StagedNet):
+                return cast("Tappable", net).tap(views[view], self.stage_maps)
+            return net.finish(self._trunk(net, views[view], view, done), self.stage_maps)
 
+    def _trunk(self, net: StagedNet, image: Tensor, view: int, done: dict[tuple[int, ...], Tensor]) -> list[Tensor]:
+        """Maps after the stem and every stage, each part run once for all peers that share the way to it."""
+        way: tuple[int, ...] = (view,)
+        value, maps = image, list[Tensor]()
+        for depth, part in enumerate([net.stem, *net.stages]):
+            way = (*way, id(part))
+            if way not in done:
+                done[way] = self._at_split(part(value), depth)
+            value = done[way]
+            maps.append(value)
+        return maps
 
-def _first_stages(net: StagedNet, depth: int) -> str:
-    return repr(nn.ModuleList([net.stem, *net.stages[:depth]]))  # kinds and sizes of all layers, in order
+    def _at_split(self, value: Tensor, depth: int) -> Tensor:
+        """Scale the gradient where peers part, after the stem (`depth` 0) or a stage."""
+        if not self.rescale or depth > len(self.copies):
+            return value
+        counts = (self.copies[0], *self.copies, len(self))
+        branches = -(-counts[depth + 1] // counts[depth])
+        return rescale_gradient(value, 1 / branches) if branches > 1 else value
+
+    def _share(self) -> None:
+        for m, net in enumerate(self.nets):
+            for k, count in enumerate(self.copies):
+                owner = owner_of(m, count, num_peers=len(self), leader=self.leader)
+                self._take(m, k, self.nets[owner], net)
+
+    def _take(self, peer: int, k: int, owner: nn.Module, net: nn.Module) -> None:
+        assert isinstance(owner, StagedNet) and isinstance(net, StagedNet)
+        check_alike(peer, k, owner, net)
+        net.stages[k] = owner.stages[k]
+        if k == 0:
+            net.stem = owner.stem
+
+    def _freeze(self, peers: Sequence[int]) -> frozenset[int]:
+        for peer in peers:
+            if not 0 <= peer < len(self) or peer == self.leader:
+                others = [m for m in range(len(self)) if m != self.leader]
+                raise ConfigError(f"peer {peer} cannot be frozen; name some of {others}, the leader learns")
+            for parameter in self.nets[peer].parameters():
+                parameter.requires_grad_(False)
+        return frozenset(peers)

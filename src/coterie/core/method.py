@@ -41,6 +41,8 @@ class Needs:
         equal_embeddings: whether all peers must have embeddings of one size.
         samples_per_class: images of each class in a batch; 0 for plain shuffling.
         outer_every: call `Method.outer_step` after every so many steps; 0 for never.
+        held_out: whether `Method.after_epoch` is given the peers' outputs on the validation split.
+        rescale_branches: whether gradients are divided by the number of branches where peers part.
     """
 
     views: int | Literal["per_peer"] = 1
@@ -49,6 +51,8 @@ class Needs:
     equal_embeddings: bool = False
     samples_per_class: int = 0
     outer_every: int = 0
+    held_out: bool = False
+    rescale_branches: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,9 @@ class Facts:
         limited: whether `data.limit` keeps only a part of the training set, as in a trial run; then counts that the
             full set could serve are lowered to what is there instead of being refused.
         seed: key for everything the method draws.
-        stage_channels: channels of each stage map of each peer, when stage maps are asked for.
+        stage_channels: channels of each stage of each peer, the stem not counted; empty where unknown.
+        shared: stages after the stem that all peers share: `PeerOutput.stages[shared]` is their last common map.
+        frozen: peers that are not trained.
     """
 
     num_peers: int
@@ -77,6 +83,8 @@ class Facts:
     limited: bool = False
     seed: int = 0
     stage_channels: tuple[tuple[int, ...], ...] = ()
+    shared: int = 0
+    frozen: tuple[int, ...] = ()
 
     @property
     def num_train(self) -> int:
@@ -147,6 +155,14 @@ class Method(nn.Module):
         """Needs of this very configuration; override when a knob changes them."""
         return self.needs
 
+    def attach(self, cohort: nn.Module) -> None:
+        """See the cohort once, when a run is built: a method that keeps copies of the peers makes them here.
+
+        Args:
+            cohort: maps `[V, B, C, H, W]` views to peers; hold no reference to it, only copies, and keep them in a
+                memory, so that they are neither trained nor averaged but saved.
+        """
+
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Compute the named losses of a step.
 
@@ -164,6 +180,14 @@ class Method(nn.Module):
 
     def outer_step(self, outer: Outer) -> None:
         """Take an outer step of a bilevel method; called every `needs.outer_every` steps."""
+
+    def after_epoch(self, held_out: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
+        """Re-estimate what depends on how good the peers are; called after every epoch, without gradient.
+
+        Args:
+            held_out: with `Needs(held_out=True)` the peers' logits, M times `[B, K]`, and labels `[B]` on the
+                validation split, batch by batch, in evaluation mode; otherwise empty.
+        """
 
     def outer_parameters(self) -> Iterable[nn.Parameter]:
         """Parameters that only `outer_step` may change; the main optimiser leaves them alone."""
