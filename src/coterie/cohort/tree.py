@@ -35,7 +35,7 @@ def copies_of_stages(nets: Sequence[nn.Module], *, shared: int, tree: Sequence[i
     fits = all(1 <= low <= high <= len(nets) for low, high in zip(wanted, (*wanted[1:], len(nets)), strict=True))
     if len(wanted) > depth or not fits:
         raise ConfigError(
-            f"{len(nets)} peers of {depth} stages cannot have their first {len(wanted)} stages in {list(wanted)} copies;"
+            f"{len(nets)} peers of {depth} stages cannot have their first {len(wanted)} in {list(wanted)} copies;"
             " give at most as many numbers as there are stages, rising from 1 to the number of peers"
         )
     return tuple(count for count in wanted if count < len(nets))
