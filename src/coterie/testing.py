@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import coterie.methods  # noqa: F401 (registers them)
 from coterie.cohort.cohort import Cohort
-from coterie.core import METHODS, Batch, CoterieError, Facts, Method, PeerOutput, Terms
+from coterie.core import METHODS, Batch, CoterieError, Facts, Method, Outer, PeerOutput, Terms
 from coterie.nets.base import StagedNet, pooled
 
 __all__ = ["CHECKS", "Scene", "check_method", "make_scene"]
@@ -49,7 +49,7 @@ class Scene:
 
     def train(self, steps: int, optimizer: torch.optim.Optimizer) -> list[Tensor]:
         """Take training steps as the loop does, and return the totals."""
-        totals = []
+        totals, every = [], self.method.requirements().outer_every
         for _ in range(steps):
             peers = self.cohort(self.batch.views)
             total = self.method.losses(peers, self.batch).total()
@@ -58,9 +58,17 @@ class Scene:
             optimizer.step()
             with torch.no_grad():
                 self.method.after_step(peers, self.batch)
+            if every and (int(self.batch.step) + 1) % every == 0:
+                self.method.outer_step(self.outer(optimizer))
             self.batch.step.add_(1)
             totals.append(total.detach())
         return totals
+
+    def outer(self, optimizer: torch.optim.Optimizer) -> Outer:
+        """What an outer step after the last step works with."""
+        return Outer(
+            batch=self.batch, cohort=self.cohort, forward=lambda batch: self.cohort(batch.views), optimizer=optimizer
+        )
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD with momentum over cohort and method."""
@@ -97,13 +105,14 @@ def make_scene(
         name: a registered method.
         config: its knobs; the defaults when None.
         widths: channels of each peer; equal ones for three peers, or as many as the method needs, when empty.
-        shared: stages that all peers share.
+        shared: stages that all peers share, or as many as the method needs where these are more.
         labels: `[B]` classes of the batch below 4; such that each occurs as often as the method needs when empty.
         seed: of weights, images and the method's draws.
     """
     torch.manual_seed(seed)
     kind = METHODS[name]
     widths = list(widths) or [6] * max(3, kind.needs.min_peers)
+    shared = max(shared, kind.needs.shared_stages)
     cohort = Cohort([_tiny_net(width) for width in widths], shared=shared)
     nets = list(cohort)
     facts = Facts(
@@ -115,10 +124,12 @@ def make_scene(
         num_epochs=10,
         seed=seed,
         stage_channels=tuple(net.stage_channels for net in nets),
+        shared=cohort.shared,
     )
     method = kind(kind.Config() if config is None else config, facts)
     needs = method.requirements()
-    cohort.stage_maps = needs.stage_maps
+    cohort.stage_maps, cohort.rescale, cohort.peer_views = needs.stage_maps, needs.rescale_branches, needs.peer_views
+    method.attach(cohort)
     views = len(nets) if needs.views == "per_peer" else needs.views
     return Scene(method=method, cohort=cohort, batch=_make_batch(views, list(labels), needs.samples_per_class))
 
@@ -170,7 +181,7 @@ def check_layouts(name: str, config: Method.Config | None = None) -> None:
     needs = make_scene(name, config).method.requirements()
     peers = max(3, needs.min_peers)
     layouts: list[tuple[list[int], int]] = [([6] * peers, 0), ([6] * peers, 1)]
-    layouts += [] if needs.equal_embeddings else [([4 + 2 * m for m in range(peers)], 0)]
+    layouts += [] if needs.equal_embeddings or needs.shared_stages else [([4 + 2 * m for m in range(peers)], 0)]
     for widths, shared in layouts:
         scene = make_scene(name, config, widths=widths, shared=shared)
         scene.terms().total().backward()  # type: ignore[no-untyped-call]
@@ -241,7 +252,7 @@ def check_lone_labels(name: str, config: Method.Config | None = None) -> None:
 def check_words(name: str, config: Method.Config | None = None) -> None:
     """The ensemble is `[B, K]`, the description is words, and the class and its losses say what they do."""
     scene = make_scene(name, config)
-    ensemble = scene.method.ensemble([peer.logits for peer in scene.cohort(scene.batch.views)])
+    ensemble = scene.method.ensemble(scene.cohort(scene.batch.views))
     fits = ensemble.shape == (scene.batch.size, _NUM_CLASSES)
     _require(fits, name, f"the ensemble has shape {tuple(ensemble.shape)}")
     lines = scene.method.describe()

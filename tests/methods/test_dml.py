@@ -63,6 +63,19 @@ def test_golden(name: str, dtype: torch.dtype) -> None:
         assert_close(values["mutual"], case["expected"]["loss_kl"], dtype)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("target", ["pairwise", "ensemble"])
+def test_golden_of_the_okddip_repository(target: str, dtype: torch.dtype) -> None:
+    name = "pairwise" if target == "pairwise" else "ensemble_first"
+    case = CASES[f"dml_okddip_{name}_not_detached_M3"]
+    method = make_method(3, temperature=3.0, target=target, detach=False, target_offset=1e-7)
+    logits = [torch.tensor(z, dtype=dtype, requires_grad=True) for z in case["inputs"]["logits"]]
+    total = method.losses(outputs(logits), make_batch(case["inputs"]["labels"])).total()
+    total.backward()
+    assert_close(total, case["expected"]["loss"], dtype)
+    assert_close(torch.stack([z.grad for z in logits]), case["expected"]["grad"]["logits"], dtype)
+
+
 def test_golden_trajectory_of_synchronous_steps() -> None:
     case = CASES["dml_trajectory_synchronous"]
     weights = [torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in case["inputs"]["weights"]]
@@ -97,6 +110,7 @@ def test_each_peer_is_pulled_by_the_mean_of_the_others() -> None:
 def test_temperature_is_the_presets_unless_given(knobs: dict[str, Any], temperature: float) -> None:
     method = make_method(3, **knobs)
     assert method.temperature == temperature
+    assert make_method(3, target="ensemble").describe() == {"mutual": "3 KL terms at temperature 1"}
     assert method.describe() == {"mutual": f"6 KL terms at temperature {temperature:g}"}
 
 

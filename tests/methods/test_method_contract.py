@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coterie.core import METHODS, Batch, Method, Peers, Terms
+from coterie.methods.mcl import MutualContrastiveLearning
+from coterie.methods.mcl_bank import MutualContrastOverBanks
+from coterie.methods.mcl_moco import MutualMomentumContrast
 from coterie.methods.mcl_okd import MultiViewContrast
 from coterie.testing import CHECKS, check_method
 
@@ -20,6 +23,39 @@ CONFIGS: dict[str, tuple[str, Method.Config | None]] = {name: (name, None) for n
         {"z": "anchor", "graph": "core"},
         {"z": "frozen", "embedding_dim": 5},
     )
+}
+CONFIGS |= {
+    f"{name} {' '.join(map(str, knobs.values()))}": (name, METHODS[name].Config(**knobs))
+    for name, knobs in (
+        ("dml", {"target": "ensemble", "detach": False, "target_offset": 1e-7}),
+        ("kdcl", {"target": "naive", "per": "batch"}),
+        ("kdcl", {"target": "linear"}),
+        ("kdcl", {"target": "linear", "per": "batch", "views": "shared"}),
+        ("kdcl", {"target": "general"}),
+        ("kdcl", {"target": "mean"}),
+        ("one", {"ramp_epochs": 0, "target_offset": 1e-7}),
+        ("okddip", {"ramp_epochs": 0, "detach": "values", "ensemble": "all"}),
+        ("codistillation", {"interval": 1, "burn_in": 0}),
+        ("codistillation", {"interval": 2, "burn_in": 1, "burn_in_unit": "steps", "divergence": "kl"}),
+        ("pcl", {"ramp_epochs": 0, "views": "shared", "momentum": 0.5}),
+    )
+}
+
+CONFIGS |= {
+    "mcl with flags": (
+        "mcl",
+        MutualContrastiveLearning.Config(
+            icl_self_pair=True, soft_include_self=False, samples_per_class=0, ensemble="off", embedding_dim=5
+        ),
+    ),
+    "mcl_bank per_sample": (
+        "mcl_bank",
+        MutualContrastOverBanks.Config(negatives="per_sample", pos_k=3, neg_k=7, icl_self_pair=False, ensemble="all"),
+    ),
+    "mcl_moco short queue": (
+        "mcl_moco",
+        MutualMomentumContrast.Config(queue_length=5, head="two_layer", momentum=0.5, task=1.0),
+    ),
 }
 
 

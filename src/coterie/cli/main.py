@@ -15,6 +15,7 @@ from coterie.cli.doctor import doctor
 from coterie.cli.evaluate import evaluate
 from coterie.cli.export import export
 from coterie.cli.listing import show_list
+from coterie.cli.report import report
 from coterie.cli.train import train
 
 app = App(
@@ -22,7 +23,7 @@ app = App(
     help="Online knowledge distillation: a cohort of networks learns together, one leader ships.",
     version=__version__,
 )
-for _verb in (train, check, evaluate, export, compare, demo, doctor):
+for _verb in (train, check, evaluate, export, compare, report, demo, doctor):
     app.command(_verb)
 app.command(show_list, name="list")
 app.register_install_completion_command(add_to_startup=False)

@@ -31,6 +31,7 @@ class Cohort(nn.Module):
         rescale: divide the gradient by the number of branches wherever peers part (intermediate-layer rescaling).
         stage_maps: whether `forward` returns stage maps.
         frozen: peers that are not trained: their parameters take no gradient and they stay in evaluation mode.
+        peer_views: how many of the views `forward` is given the peers see, the first ones; 0 for all.
 
     Raises:
         ConfigError: no peers, a leader out of range, peers with other class counts, or shared stages that differ.
@@ -52,6 +53,7 @@ class Cohort(nn.Module):
         rescale: bool = False,
         stage_maps: bool = False,
         frozen: Sequence[int] = (),
+        peer_views: int = 0,
     ) -> None:
         super().__init__()
         if not nets:
@@ -61,6 +63,7 @@ class Cohort(nn.Module):
         self.leader = leader % len(nets)
         self.rescale = rescale
         self.stage_maps = stage_maps
+        self.peer_views = peer_views
         self.nets = nn.ModuleList(as_tappable(net) for net in nets)
         counts = [net.num_classes for net in self]
         if len(set(counts)) > 1:
@@ -111,7 +114,8 @@ class Cohort(nn.Module):
         """Run all peers; a part that several of them share runs once.
 
         Args:
-            views: `[V, B, C, H, W]`; with V=1 every peer sees the same view, with V=M peer m sees view m.
+            views: `[V, B, C, H, W]`; with V=1 every peer sees the same view, with V=M peer m sees view m. Of views
+                beyond `peer_views` no peer sees any.
 
         Returns:
             M outputs, in order; those of frozen peers without gradient.
@@ -120,7 +124,7 @@ class Cohort(nn.Module):
         return [self._run(m, views, done) for m in range(len(self))]
 
     def _run(self, peer: int, views: Tensor, done: dict[tuple[int, ...], Tensor]) -> PeerOutput:
-        view = peer % views.shape[0]
+        view = peer % (self.peer_views or views.shape[0])
         net = self.nets[peer]
         with torch.set_grad_enabled(torch.is_grad_enabled() and peer not in self.frozen):
             if not self.copies or not isinstance(net, StagedNet):

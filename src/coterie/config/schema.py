@@ -27,13 +27,20 @@ class CohortConfig:
         peers: number of peers M, all of them `net.name`.
         nets: names of the peers' networks when they differ; then `peers` and `net.name` are not used.
         shared: stages after the stem that all peers share; 0 for separate peers.
+        tree: copies of each stage, first to last, in place of `shared`; `1, 2, 4` is a tree of four peers.
         leader: the peer that is kept; negative numbers count from the end.
+        weights: where each peer's first weights come from: a safetensors file, a run (its leader) or `RUN#2` (its peer
+            2); an empty text, or nothing, for fresh ones.
+        frozen: peers that are not trained but teach, such as a teacher of offline distillation.
     """
 
     peers: int = 4
     nets: tuple[str, ...] = ()
     shared: int = 0
+    tree: tuple[int, ...] = ()
     leader: int = -1
+    weights: tuple[str, ...] = ()
+    frozen: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

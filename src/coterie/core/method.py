@@ -36,6 +36,7 @@ class Needs:
 
     Attributes:
         views: independently augmented views of each image, or `"per_peer"` for one view per peer.
+        peer_views: how many of the views the peers see, the first ones; 0 for all. The others are the method's own.
         min_peers: the smallest cohort the method is defined for.
         stage_maps: whether `PeerOutput.stages` is filled.
         equal_embeddings: whether all peers must have embeddings of one size.
@@ -43,9 +44,11 @@ class Needs:
         outer_every: call `Method.outer_step` after every so many steps; 0 for never.
         held_out: whether `Method.after_epoch` is given the peers' outputs on the validation split.
         rescale_branches: whether gradients are divided by the number of branches where peers part.
+        shared_stages: stages after the stem that all peers share at the least.
     """
 
     views: int | Literal["per_peer"] = 1
+    peer_views: int = 0
     min_peers: int = 1
     stage_maps: bool = False
     equal_embeddings: bool = False
@@ -53,6 +56,7 @@ class Needs:
     outer_every: int = 0
     held_out: bool = False
     rescale_branches: bool = False
+    shared_stages: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +197,9 @@ class Method(nn.Module):
         """Parameters that only `outer_step` may change; the main optimiser leaves them alone."""
         return ()
 
-    def ensemble(self, logits: Sequence[Tensor]) -> Tensor:
-        """Combine the logits of all peers, M times `[B, K]`, to one `[B, K]`: their mean unless overridden."""
-        return torch.stack(list(logits)).mean(dim=0)
+    def ensemble(self, peers: Peers) -> Tensor:
+        """Combine the outputs of all peers to logits `[B, K]`: the mean of their logits unless overridden."""
+        return torch.stack([peer.logits for peer in peers]).mean(dim=0)
 
     def describe(self) -> dict[str, str]:
         """Lines for `coterie check`: what this method builds and keeps, by name."""
@@ -206,6 +210,11 @@ class Method(nn.Module):
             raise ConfigError(
                 f"{type(self).__name__} needs at least {needs.min_peers} peers and got {self.facts.num_peers};"
                 " raise cohort.peers"
+            )
+        if self.facts.shared < needs.shared_stages:
+            raise ConfigError(
+                f"{type(self).__name__} needs peers that share at least {needs.shared_stages} stages and got"
+                f" {self.facts.shared}; set cohort.shared={needs.shared_stages}"
             )
         if needs.equal_embeddings and len(set(self.facts.embedding_dims)) > 1:
             raise ConfigError(

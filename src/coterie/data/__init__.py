@@ -5,6 +5,7 @@ import sys
 from coterie.core.registry import import_siblings
 from coterie.data.arrays import ArraySplit
 from coterie.data.base import DATA, Fetchable, Normalisation, Source, Split
+from coterie.data.class_aware import ClassAwareOrder
 from coterie.data.datasets import DatasetSplit, from_dataset
 from coterie.data.files import FileSplit
 from coterie.data.loaders import ArrayLoader, Loader, evaluation_batches, make_loader
@@ -20,6 +21,7 @@ __all__ = [
     "DATA",
     "ArrayLoader",
     "ArraySplit",
+    "ClassAwareOrder",
     "DatasetSplit",
     "Fetchable",
     "FileSplit",

@@ -1,6 +1,7 @@
 """The loop that trains, and what it needs: steps, checkpoints, figures and the display."""
 
 from coterie.engine.checkpoint import CheckpointStore, load_from, save_to
+from coterie.engine.diagnostics import Diagnostics
 from coterie.engine.display import Display
 from coterie.engine.interrupt import Interrupt, Preempted
 from coterie.engine.keeper import CheckpointKeeper
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointKeeper",
     "CheckpointStore",
     "Clock",
+    "Diagnostics",
     "Display",
     "Interrupt",
     "Keeper",

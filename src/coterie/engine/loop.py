@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from coterie.core.method import Outer
 from coterie.core.types import Batch, Peers, Terms
@@ -67,6 +68,7 @@ class Run:
         watchers: logs, displays, evaluation; in the order they are called.
         interrupt: the flag that signals raise.
         clock: where the run stands.
+        held_out: the peers' logits and the labels of the validation split, for methods that ask for them.
     """
 
     objective: Objective
@@ -78,6 +80,7 @@ class Run:
     watchers: Sequence[Watcher] = ()
     interrupt: Interrupt = field(default_factory=Interrupt)
     clock: Clock = field(default_factory=Clock)
+    held_out: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor]]] = tuple
 
     @property
     def batches(self) -> int:
@@ -93,6 +96,8 @@ def fit(run: Run) -> None:
     """
     while run.clock.epoch < run.epochs:
         train_epoch(run)
+        with torch.no_grad():
+            run.objective.method.after_epoch(run.held_out())
         for watcher in run.watchers:
             watcher.on_epoch(run)
         run.clock = Clock(epoch=run.clock.epoch + 1)

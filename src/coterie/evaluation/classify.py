@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from coterie.cohort import Cohort
 from coterie.core.method import Method
+from coterie.core.types import PeerOutput
 from coterie.metrics import CohortScores, CohortTally
 
 
@@ -21,7 +22,7 @@ def classify(cohort: Cohort, method: Method, batches: Iterable[tuple[Tensor, Ten
 
     Args:
         cohort: the peers.
-        method: says how their logits make an ensemble.
+        method: says how their outputs make an ensemble; it is in evaluation mode meanwhile.
         batches: images `[B, C, H, W]` and labels `[B]`, on the device of the cohort.
 
     Returns:
@@ -30,13 +31,34 @@ def classify(cohort: Cohort, method: Method, batches: Iterable[tuple[Tensor, Ten
     Raises:
         DataError: there were no images.
     """
+    tally = CohortTally(num_peers=len(cohort), leader=cohort.leader)
+    training = method.training
+    method.eval()
+    try:
+        for peers, labels in _outputs(cohort, batches):
+            tally.add([peer.logits for peer in peers], method.ensemble(peers), labels)
+    finally:
+        method.train(training)
+    return tally.read()
+
+
+def peer_logits(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Yield the logits of all peers, M times `[B, K]`, and the labels `[B]` of each batch, in evaluation mode.
+
+    Args:
+        cohort: the peers; their mode is put back when the last batch is done.
+        batches: images `[B, C, H, W]` and labels `[B]`, on the device of the cohort.
+    """
+    for peers, labels in _outputs(cohort, batches):
+        yield [peer.logits for peer in peers], labels
+
+
+@torch.no_grad()
+def _outputs(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[PeerOutput], Tensor]]:
     training = cohort.training
     cohort.eval()
-    tally = CohortTally(num_peers=len(cohort), leader=cohort.leader)
     try:
         for images, labels in batches:
-            logits = [peer.logits for peer in cohort(images[None])]
-            tally.add(logits, method.ensemble(logits), labels)
+            yield cohort(images[None]), labels
     finally:
         cohort.train(training)
-    return tally.read()

@@ -16,8 +16,9 @@ from coterie.config import Recipe, TrainConfig
 from coterie.core.draws import mix
 from coterie.core.errors import ConfigError
 from coterie.core.method import METHODS, Facts, Method
-from coterie.data import Opened
+from coterie.data import ClassAwareOrder, Opened, Order, ShuffledOrder
 from coterie.engine.rng_state import restore_rng, rng_tensors, rng_values
+from coterie.experiment.weights import load_weights
 from coterie.nets import NETS
 
 
@@ -72,9 +73,13 @@ def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
         limited=recipe.data.limit > 0,
         seed=mix(recipe.seed, "method"),
         stage_channels=tuple(net.stage_channels for net in cohort),
+        shared=cohort.shared,
+        frozen=tuple(sorted(cohort.frozen)),
     )
     with _fresh(mix(recipe.seed, "heads")):
-        return METHODS[recipe.method](recipe.method_config, facts)
+        method = METHODS[recipe.method](recipe.method_config, facts)
+        method.attach(cohort)
+    return method
 
 
 def build_cohort(recipe: Recipe, data: Opened, nets: Sequence[nn.Module] | None = None) -> Cohort:
@@ -87,12 +92,18 @@ def build_cohort(recipe: Recipe, data: Opened, nets: Sequence[nn.Module] | None 
         nets = build_nets(
             recipe, num_classes=len(data.classes), channels=data.train.channels, image_size=data.train.image_size
         )
+    needs = METHODS[recipe.method].needs
     cohort = Cohort(
         nets,
         leader=recipe.cohort.leader,
         shared=recipe.cohort.shared,
-        stage_maps=METHODS[recipe.method].needs.stage_maps,
+        tree=recipe.cohort.tree,
+        rescale=needs.rescale_branches,
+        stage_maps=needs.stage_maps,
+        frozen=recipe.cohort.frozen,
+        peer_views=needs.peer_views,
     )
+    load_weights(cohort, recipe.cohort.weights)
     if cohort.num_classes != len(data.classes):
         raise ConfigError(
             f"the networks' heads have {cohort.num_classes} classes and the data {len(data.classes)};"
@@ -106,6 +117,15 @@ def views_for(recipe: Recipe, method: Method) -> int:
     needed = method.requirements().views
     peers = len(net_names(recipe)) if needed == "per_peer" else int(needed)
     return max(peers, recipe.data.views)
+
+
+def order_for(recipe: Recipe, parts: Parts) -> Order:
+    """Choose the order of the images: shuffled, or by class when the method needs several images of each in a batch."""
+    labels, key = parts.data.train.labels, mix(recipe.seed, "order")
+    per_class = parts.method.requirements().samples_per_class
+    if per_class:
+        return ClassAwareOrder(labels, recipe.data.batch_size, per_class, key)
+    return ShuffledOrder(len(labels), recipe.data.batch_size, key)
 
 
 def pick_device(name: str) -> torch.device:

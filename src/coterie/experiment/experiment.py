@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from coterie.config import Recipe
 from coterie.core.draws import mix
-from coterie.core.errors import CoterieError
+from coterie.core.errors import ConfigError, CoterieError
 from coterie.core.record import RunFolder
 from coterie.data import Source, Split, evaluation_batches, open_data
 from coterie.engine import Interrupt, fit
-from coterie.evaluation import classify
+from coterie.evaluation import classify, peer_logits
 from coterie.experiment.build import Parts, build_cohort, build_method, pick_device, runtime
 from coterie.experiment.session import Session, Setting
 from coterie.metrics import CohortScores
@@ -89,6 +89,7 @@ class Experiment:
                 folder=self.folder,
                 parts=parts,
                 score=lambda split: self.score(parts, split),
+                held_out=lambda: self.held_out(parts),
                 console=self.console,
                 quiet=self.quiet,
             )
@@ -97,7 +98,21 @@ class Experiment:
 
     def score(self, parts: Parts, split: Split) -> CohortScores:
         """Score the cohort as it stands on a split."""
-        batches = evaluation_batches(
+        return classify(parts.cohort, parts.method, self._batches(parts, split))
+
+    def held_out(self, parts: Parts) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+        """Run the cohort as it stands on the validation split: logits of the peers and labels, batch by batch.
+
+        Raises:
+            ConfigError: nothing is held out.
+        """
+        split = parts.data.validation
+        if split is None:
+            raise ConfigError(f"{self.recipe.method} learns from held-out images; set data.validation, 0.1 for instance")
+        return iter(peer_logits(parts.cohort, self._batches(parts, split)))
+
+    def _batches(self, parts: Parts, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        return evaluation_batches(
             split,
             batch_size=max(self.recipe.data.batch_size, 256 if split.image_size <= 64 else 1),
             normalisation=parts.data.normalisation,
@@ -105,7 +120,6 @@ class Experiment:
             workers=self.recipe.data.workers,
             channels_last=self.recipe.train.channels_last,
         )
-        return classify(parts.cohort, parts.method, batches)
 
 
 def _run(session: Session, resume: bool) -> dict[str, Any]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
 from rich.console import Console
+from torch import Tensor
 
 from coterie.config import Recipe, to_toml
 from coterie.core.draws import mix
 from coterie.core.errors import CheckpointError, ConfigError
 from coterie.core.record import MetricsLog, RunFolder, State, Status, read_metrics
-from coterie.data import ShuffledOrder, Split, ViewPlan, make_loader
+from coterie.data import Split, ViewPlan, make_loader
 from coterie.engine import (
     CheckpointKeeper,
     CheckpointStore,
+    Diagnostics,
     Display,
     Interrupt,
     Meters,
@@ -35,7 +37,7 @@ from coterie.engine import (
     save_to,
 )
 from coterie.engine.snapshot import as_mapping
-from coterie.experiment.build import Parts, views_for
+from coterie.experiment.build import Parts, order_for, views_for
 from coterie.experiment.changes import check_unchanged
 from coterie.experiment.tensorboard import TensorBoard
 from coterie.experiment.validation import Validation
@@ -54,6 +56,7 @@ class Setting:
         folder: where the run is recorded; locked by the caller.
         parts: data, cohort and method, built.
         score: scores the cohort as it stands on a split.
+        held_out: the peers' logits and the labels of the validation split, batch by batch.
         console: where to show progress.
         quiet: show nothing.
     """
@@ -63,6 +66,7 @@ class Setting:
     folder: RunFolder
     parts: Parts
     score: Callable[[Split], CohortScores]
+    held_out: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor]]]
     console: Console
     quiet: bool
 
@@ -203,7 +207,7 @@ class Session:
             views=views_for(recipe, parts.method),
             channels_last=recipe.train.channels_last,
         )
-        order = ShuffledOrder(len(split.labels), recipe.data.batch_size, mix(recipe.seed, "order"))
+        order = order_for(recipe, parts)
         loader = make_loader(split, order=order, plan=plan, device=parts.device, workers=recipe.data.workers)
         objective = Objective(parts.cohort, parts.method)
         precision = Precision(recipe.train.precision, parts.device)
@@ -214,8 +218,17 @@ class Session:
             batches_per_epoch=loader.batches_per_epoch,
             epochs=recipe.epochs,
         )
-        watchers: list[Watcher] = [self.meters, *([self.validation] if self.validation else []), self.display]
-        return Run(objective, stepper, loader, precision, recipe.epochs, self.keeper, watchers, interrupt)
+        diagnostics = Diagnostics(self._emit)
+        watchers: list[Watcher] = [
+            self.meters,
+            *([self.validation] if self.validation else []),
+            diagnostics,
+            self.display,
+        ]
+        held_out = self.setting.held_out if parts.method.requirements().held_out else tuple
+        run = Run(objective, stepper, loader, precision, recipe.epochs, self.keeper, watchers, interrupt)
+        run.held_out = held_out
+        return run
 
     def _make_validation(self) -> Validation | None:
         split = self.setting.parts.data.validation

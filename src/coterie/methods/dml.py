@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
 
-import torch
+from torch import Tensor
 
 from coterie.core import METHODS, Batch, ConfigError, Method, Needs, Paper, Peers, Terms
-from coterie.losses.logits import kl_logits, summed_cross_entropy
+from coterie.losses.logits import mean_of_others, summed_cross_entropy, summed_kl
 
 TEMPERATURES = {"paper": 1.0, "mcl-okd": 2.0}
 
@@ -39,12 +40,19 @@ class DeepMutualLearning(Method):
             temperature: of the mutual KL, instead of the preset's.
             weight: factor of the mutual term.
             average: divide each peer's mutual part by the M-1 others; otherwise they are summed.
+            target: learn from every other peer (`pairwise`), or once from the mean of their logits (`ensemble`), as
+                the published code of OKDDip does.
+            detach: treat the others as constants; that code does not.
+            target_offset: added to each probability of a target; that code adds 1e-7.
         """
 
         preset: Literal["paper", "mcl-okd"] = "paper"
         temperature: float | None = None
         weight: float = 1.0
         average: bool = True
+        target: Literal["pairwise", "ensemble"] = "pairwise"
+        detach: bool = True
+        target_offset: float = 0.0
 
         def __post_init__(self) -> None:
             if self.temperature is not None and self.temperature <= 0:
@@ -61,12 +69,21 @@ class DeepMutualLearning(Method):
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task` and `mutual`, with gradient to every peer's logits."""
         logits = [peer.logits for peer in peers]
-        pulls = [kl_logits(own, other, temperature=self.temperature) for own, other in permutations(logits, 2)]
-        share = self.config.weight / (len(peers) - 1) if self.config.average else self.config.weight
-        task = summed_cross_entropy(logits, batch.labels)
-        return Terms().add("task", task).add("mutual", torch.stack(pulls).sum(), weight=share)
+        own, targets = self._pairs(logits)
+        config = self.config
+        pull = summed_kl(own, targets, temperature=self.temperature, detach=config.detach, offset=config.target_offset)
+        share = config.weight * len(peers) / len(own) if config.average else config.weight
+        return Terms().add("task", summed_cross_entropy(logits, batch.labels)).add("mutual", pull, weight=share)
 
     def describe(self) -> dict[str, str]:
         """Temperature and number of mutual terms."""
         peers = self.facts.num_peers
-        return {"mutual": f"{peers * (peers - 1)} KL terms at temperature {self.temperature:g}"}
+        count = peers * (peers - 1) if self.config.target == "pairwise" else peers
+        return {"mutual": f"{count} KL terms at temperature {self.temperature:g}"}
+
+    def _pairs(self, logits: list[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Who learns, and from what."""
+        if self.config.target == "ensemble":
+            return logits, mean_of_others(logits)
+        own, others = zip(*permutations(logits, 2), strict=True)
+        return own, others

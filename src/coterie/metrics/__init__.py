@@ -1,6 +1,7 @@
 """What is measured of trained peers: accuracy, likelihood, calibration and similarity of embeddings."""
 
 from coterie.metrics.accuracy import CohortScores, CohortTally, Scores, Tally, topk_correct
+from coterie.metrics.agreement import Diversity, diversity
 from coterie.metrics.calibration import CalibrationBins, brier_score, calibration_bins
 from coterie.metrics.similarity import ClassSimilarity, CrossSimilarity, class_similarity, cross_similarity
 
@@ -10,11 +11,13 @@ __all__ = [
     "CohortScores",
     "CohortTally",
     "CrossSimilarity",
+    "Diversity",
     "Scores",
     "Tally",
     "brier_score",
     "calibration_bins",
     "class_similarity",
     "cross_similarity",
+    "diversity",
     "topk_correct",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -123,7 +123,31 @@ class NetBuilder(Protocol):
         """Build the network for images `[in_channels, image_size, image_size]` and `num_classes` classes."""
 
 
-NETS: Registry[NetBuilder] = Registry("network")
+class NetRegistry(Registry[NetBuilder]):
+    """Networks by name, and sources that know many more: `SOURCE/NAME` is asked of the source when it is needed."""
+
+    def __init__(self) -> None:
+        super().__init__("network")
+        self._sources: dict[str, Callable[[str], NetBuilder]] = {}
+
+    def add_source(self, prefix: str, find: Callable[[str], NetBuilder]) -> None:
+        """Ask `find` for every name that begins with `prefix` and a slash.
+
+        Args:
+            prefix: what the names of the source begin with.
+            find: maps the rest of a name to a builder, or raises `ConfigError`; called when a name is used.
+        """
+        self._sources[prefix] = find
+
+    def __getitem__(self, name: str) -> NetBuilder:
+        """Return the builder, or raise `UnknownName` with the nearest known name."""
+        prefix, slash, rest = name.partition("/")
+        if slash and prefix in self._sources:
+            return self._sources[prefix](rest)
+        return super().__getitem__(name)
+
+
+NETS = NetRegistry()
 
 
 class MeanPool(nn.Module):

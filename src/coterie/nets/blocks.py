@@ -33,6 +33,17 @@ def conv_norm_relu(in_channels: int, out_channels: int, size: int = 3, stride: i
     return [*conv_norm(in_channels, out_channels, size, stride), nn.ReLU(inplace=True)]
 
 
+def norm_relu_conv(in_channels: int, out_channels: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
+    """A batch norm, a ReLU and a convolution without bias; see `conv` for the arguments."""
+    return [nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), conv(in_channels, out_channels, size, stride)]
+
+
+def depthwise_norm(channels: int, stride: int = 1) -> list[nn.Module]:
+    """A 3x3 convolution of each channel for itself, without bias, and its batch norm."""
+    layer = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+    return [layer, nn.BatchNorm2d(channels)]
+
+
 class Residual(nn.Module):
     """`relu(body(x) + shortcut(x))` (He et al., CVPR 2016, arXiv:1512.03385).
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.nets.base import NETS, StagedNet, pooled
-from coterie.nets.blocks import conv
+from coterie.nets.blocks import conv, norm_relu_conv
 
 
 class DenseLayer(nn.Module):
@@ -26,8 +26,8 @@ class DenseLayer(nn.Module):
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_norm_relu_conv(in_channels, 4 * growth, 1),
-            *_norm_relu_conv(4 * growth, growth, 3),
+            *norm_relu_conv(in_channels, 4 * growth, 1),
+            *norm_relu_conv(4 * growth, growth, 3),
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -55,15 +55,11 @@ def densenet40_12(*, num_classes: int, in_channels: int = 3, image_size: int = 3
     return net
 
 
-def _norm_relu_conv(in_channels: int, out_channels: int, size: int) -> list[nn.Module]:
-    return [nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), conv(in_channels, out_channels, size)]
-
-
 def _stage(in_channels: int, growth: int, depth: int, *, transition: bool) -> tuple[nn.Module, int]:
     layers: list[nn.Module] = [DenseLayer(in_channels + k * growth, growth) for k in range(depth)]
     channels = in_channels + depth * growth
     if transition:
-        layers += [*_norm_relu_conv(channels, channels // 2, 1), nn.AvgPool2d(2)]
+        layers += [*norm_relu_conv(channels, channels // 2, 1), nn.AvgPool2d(2)]
         channels //= 2
     return nn.Sequential(*layers), channels
 

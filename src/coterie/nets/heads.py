@@ -33,3 +33,31 @@ class LinearHead(nn.Module):
         """Map `[B, in_dim]` to rows of length 1, `[B, out_dim]`, with gradient to input and weights."""
         with torch.autocast(embedding.device.type, enabled=False):
             return F.normalize(self.linear(embedding.to(self.linear.weight.dtype)), dim=1)
+
+
+class TwoLayerHead(nn.Module):
+    """A linear map, ReLU and another linear map, both with bias, then division by the L2 norm.
+
+    Computed in the dtype of its weights, inside autocast too; see `LinearHead`.
+
+    Args:
+        in_dim: size of the peer's embedding.
+        out_dim: D of the result, and size of what the ReLU sees.
+
+    Example:
+        >>> TwoLayerHead(6, 4)(torch.ones(2, 6)).shape
+        torch.Size([2, 4])
+
+    Reference:
+        Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020, arXiv:2002.05709.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int = 128) -> None:
+        super().__init__()
+        self.first = nn.Linear(in_dim, out_dim)
+        self.second = nn.Linear(out_dim, out_dim)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map `[B, in_dim]` to rows of length 1, `[B, out_dim]`, with gradient to input and weights."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return F.normalize(self.second(F.relu(self.first(embedding.to(self.first.weight.dtype)))), dim=1)

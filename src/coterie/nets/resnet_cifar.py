@@ -4,7 +4,8 @@ He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.0
 (fan-out) of the convolutions; the head keeps torch's default. Three networks are called ResNet-110 in the literature of
 online distillation; they have names of their own here: `resnet110_bottleneck` (12 bottleneck blocks a stage, as in
 OKDDip and MCL-OKD), `resnet110_basic` (18 basic blocks a stage) and `resnet164_bottleneck` (18 bottleneck blocks a
-stage, the "ResNet-110" of ONE). Sharing one stage gives the branches of MCL-OKD and DML, two those of ONE and OKDDip.
+stage, the "ResNet-110" of ONE). `resnet50_cifar` has the four stages of the ImageNet network after a 3x3 stem. Sharing
+one stage gives the branches of MCL-OKD and DML, two those of ONE and OKDDip.
 """
 
 from __future__ import annotations
@@ -83,16 +84,23 @@ def resnet32x4(*, num_classes: int, in_channels: int = 3, image_size: int = 32) 
     return _resnet(basic, 5, num_classes, in_channels, stem=32, widths=(64, 128, 256))
 
 
+@NETS.register("resnet50_cifar")
+def resnet50_cifar(*, num_classes: int, in_channels: int = 3, image_size: int = 32) -> StagedNet:
+    """ResNet-50 with a 3x3 stem of 64 channels, as in the benchmark of CRD; 23.7 M parameters at 100 classes."""
+    return _resnet(bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem=64, widths=(64, 128, 256, 512))
+
+
 def _resnet(
     block: Block,
-    depth: int,
+    depth: int | tuple[int, ...],
     num_classes: int,
     in_channels: int,
     *,
     stem: int = 16,
     widths: tuple[int, ...] = _WIDTHS,
 ) -> StagedNet:
-    stages, channels = residual_stages(block, stem, widths, (depth,) * len(widths))
+    depths = (depth,) * len(widths) if isinstance(depth, int) else depth
+    stages, channels = residual_stages(block, stem, widths, depths)
     net = StagedNet(
         stem=nn.Sequential(*conv_norm_relu(in_channels, stem)),
         stages=stages,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from torch import Tensor, nn
 
 from coterie.core.errors import ConfigError, suggestion
@@ -17,12 +20,14 @@ class TappedNet(nn.Module):
     Args:
         net: maps images `[B, C, H, W]` to logits `[B, K]`.
         head: dotted name of the linear layer that gives the logits; by default the last linear layer that is found.
+        stages: dotted names of the modules whose outputs are the map after the stem and after each stage, with the
+            channels of each; see `find_stages`. Without them the peer cannot serve methods that read stage maps.
 
     Attributes:
         net: the module, unchanged.
 
     Raises:
-        ConfigError: no linear layer is found, or the named one is missing or not linear.
+        ConfigError: no linear layer is found, the named one is not linear, or a named module is missing.
 
     Example:
         >>> net = TappedNet(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)))
@@ -30,13 +35,15 @@ class TappedNet(nn.Module):
         ('3', 5, 2)
     """
 
-    def __init__(self, net: nn.Module, head: str | None = None) -> None:
+    def __init__(self, net: nn.Module, head: str | None = None, stages: Mapping[str, int] | None = None) -> None:
         super().__init__()
         self.net = net
         self.head_name = find_head(net) if head is None else head
+        self._stages = dict(stages or {})
         layers = dict(net.named_modules())
-        if self.head_name not in layers:
-            raise ConfigError(f"the network has no layer {head!r}; {suggestion(self.head_name, layers)}")
+        for name in (self.head_name, *self._stages):
+            if name not in layers:
+                raise ConfigError(f"the network has no layer {name!r}; {suggestion(name, layers)}")
         layer = layers[self.head_name]
         if not isinstance(layer, nn.Linear):
             raise ConfigError(
@@ -56,8 +63,8 @@ class TappedNet(nn.Module):
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
-        """Empty: the stages of a foreign module are not known."""
-        return ()
+        """Channels of each stage's map, the stem not counted; empty when no stages were named."""
+        return tuple(self._stages.values())[1:]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[B, C, H, W]` to logits `[B, K]`."""
@@ -65,30 +72,41 @@ class TappedNet(nn.Module):
         return logits
 
     def tap(self, images: Tensor, stage_maps: bool = False) -> PeerOutput:
-        """Map images `[B, C, H, W]` to logits and embedding.
+        """Map images `[B, C, H, W]` to logits, embedding and, on request, stage maps.
 
         Args:
             images: `[B, C, H, W]`.
-            stage_maps: must be False here.
+            stage_maps: whether the output carries the maps of the named stages.
 
         Raises:
-            ConfigError: stage maps were asked for, or the head did not run or did not receive `[B, D]`.
+            ConfigError: stage maps were asked for and no stages are named, or a tapped layer did not run once on what
+                it must receive.
         """
-        if stage_maps:
+        if stage_maps and not self._stages:
             raise ConfigError("this method reads stage maps; build the network as a coterie.StagedNet")
         seen: list[Tensor] = []
-        head = self.net.get_submodule(self.head_name)
-        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            logits = self.net(images)
-        finally:
-            hook.remove()
+        maps: dict[str, Tensor] = {}
+        logits = self._watched(images, seen, maps if stage_maps else None)
         if len(seen) != 1 or seen[0].dim() != 2 or not isinstance(logits, Tensor) or logits.dim() != 2:
             raise ConfigError(
                 f"layer {self.head_name!r} ran {len(seen)} times in a forward pass and must once receive [B, D]"
                 " in a network that returns [B, K]; name the classifier with `head`"
             )
-        return PeerOutput(logits=logits, embedding=seen[0])
+        return PeerOutput(logits=logits, embedding=seen[0], stages=tuple(maps[name] for name in self._stages if maps))
+
+    def _watched(self, images: Tensor, seen: list[Tensor], maps: dict[str, Tensor] | None) -> object:
+        """Run the network; note what the head receives and, in `maps`, what the stages give."""
+        hooks = [self._layer(self.head_name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))]
+        if maps is not None:
+            hooks += [self._layer(name).register_forward_hook(partial(_keep, maps, name)) for name in self._stages]
+        try:
+            return self.net(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _layer(self, name: str) -> nn.Module:
+        return self.net.get_submodule(name)
 
 
 def find_head(net: nn.Module) -> str:
@@ -106,3 +124,7 @@ def find_head(net: nn.Module) -> str:
 def as_tappable(net: nn.Module, head: str | None = None) -> nn.Module:
     """Return a network that a cohort can tap: staged networks as they are, others wrapped in `TappedNet`."""
     return net if hasattr(net, "tap") and head is None else TappedNet(net, head)
+
+
+def _keep(maps: dict[str, Tensor], name: str, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
+    maps[name] = output

@@ -1,0 +1,102 @@
+"""A copy of a cohort that follows it: refreshed now and then, or a moving average."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from coterie.core.errors import CheckpointError
+from coterie.core.types import PeerOutput
+
+
+class CohortCopy:
+    """Peers that are never trained and always in evaluation mode; a `Memory` of a method.
+
+    Stages that peers share are shared by their copies too, and kept once.
+
+    Args:
+        cohort: what is copied, with its present weights; maps `[V, B, C, H, W]` to M peer outputs.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> follower = CohortCopy(net)
+        >>> _ = nn.init.zeros_(net.weight)
+        >>> follower.update(net, 0.75)
+        >>> bool((net.weight == 0).all()), bool((follower.state()["weight"] == 0).any())
+        (True, False)
+    """
+
+    def __init__(self, cohort: nn.Module) -> None:
+        self._cohort = copy.deepcopy(cohort).eval().requires_grad_(False)
+        if hasattr(self._cohort, "stage_maps"):
+            self._cohort.stage_maps = cast("nn.Module", False)  # a plain attribute, which nn.Module cannot type
+
+    @torch.no_grad()
+    def __call__(self, views: Tensor) -> list[PeerOutput]:
+        """Run the copies on views `[V, B, C, H, W]`; constants, without stage maps."""
+        peers: list[PeerOutput] = self._cohort(views)
+        return peers
+
+    @torch.no_grad()
+    def refresh(self, cohort: nn.Module) -> None:
+        """Take over weights and running statistics of the cohort it was copied from."""
+        torch._foreach_copy_(*_aligned(self._cohort, cohort))
+
+    @torch.no_grad()
+    def update(self, cohort: nn.Module, momentum: float | Tensor) -> None:
+        """Move towards the cohort: own <- momentum * own + (1 - momentum) * new, running statistics included.
+
+        Args:
+            cohort: the one it was copied from.
+            momentum: share that stays, from 0 to below 1; a `[]` tensor on the device where it depends on the step.
+        """
+        own, new = _aligned(self._cohort, cohort, floating=True)
+        torch._foreach_mul_(own, momentum)
+        torch._foreach_add_(own, torch._foreach_mul(new, 1 - momentum))
+        own, new = _aligned(self._cohort, cohort, floating=False)
+        if own:  # counters of batch normalisation; torch refuses empty lists
+            torch._foreach_copy_(own, new)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and running statistics by name, shared ones once, not copied."""
+        return _tensors(self._cohort)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned, keeping device and dtype.
+
+        Raises:
+            CheckpointError: the copies were saved for other networks.
+        """
+        own = self.state()
+        for name, tensor in own.items():
+            saved = state.get(name)
+            if saved is None or saved.shape != tensor.shape:
+                found = "is missing" if saved is None else f"was saved as {list(saved.shape)}"
+                raise CheckpointError(
+                    f"{name} of the copied peers {found} and is {list(tensor.shape)} here; continue with the same"
+                    " cohort, or start a new run"
+                )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply a move to another device or dtype to every tensor."""
+        self._cohort._apply(change)  # type: ignore[no-untyped-call]
+
+
+def _tensors(cohort: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in chain(cohort.named_parameters(), cohort.named_buffers())}
+
+
+def _aligned(own: nn.Module, new: nn.Module, *, floating: bool | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    """Tensors of both in one order: those that are floating point, those that are not, or all."""
+    mine, given = _tensors(own), _tensors(new)
+    assert mine.keys() == given.keys(), "a copy is updated from another cohort than it was made of"
+    names = [name for name, tensor in mine.items() if floating is None or tensor.is_floating_point() == floating]
+    return [mine[name] for name in names], [given[name] for name in names]

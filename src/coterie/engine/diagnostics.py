@@ -1,0 +1,79 @@
+"""Once per epoch: how alike the peers are, and how much each term weighs in the loss and in the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.core.types import Batch, Peers, Terms
+from coterie.engine.loop import Run
+from coterie.metrics import diversity
+
+_IMAGES = 256
+
+
+class Diagnostics:
+    """Watcher that looks at one batch of the epoch that has ended, in evaluation mode, and changes nothing.
+
+    A probe costs one forward pass and one backward pass per term, once per epoch.
+
+    Args:
+        emit: receives the row: `kind`, `epoch`, `step`, `agreement`, `divergence`, `similarity` (`M x M`), `spread`,
+            `loss_share` and `gradient_share` by term, `alarms` in words.
+    """
+
+    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+        self.emit = emit
+
+    def on_step(self, run: Run, peers: Peers, terms: Terms, batch: Batch) -> None:
+        """Nothing between epochs."""
+
+    def on_epoch(self, run: Run) -> None:
+        """Probe and report."""
+        batch = _first(next(iter(run.loader.batches(run.clock.epoch))), _IMAGES)
+        run.objective.eval()
+        with torch.enable_grad(), run.precision.autocast():
+            peers, terms = run.objective(batch)
+        found = diversity([peer.logits for peer in peers], [peer.embedding for peer in peers])
+        self.emit(
+            {
+                "kind": "diagnostics",
+                "epoch": run.clock.epoch,
+                "step": run.batches,
+                "agreement": found.agreement.tolist(),
+                "divergence": found.divergence.tolist(),
+                "similarity": found.similarity.tolist(),
+                "spread": found.spread.tolist(),
+                "loss_share": _shares({term.name: (term.weight * term.value).detach().abs() for term in terms}),
+                "gradient_share": _shares(_gradient_norms(run, terms)),
+                "alarms": found.alarms(),
+            }
+        )
+        run.objective.train()
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    return replace(batch, views=batch.views[:, :count], labels=batch.labels[:count], indices=batch.indices[:count])
+
+
+def _gradient_norms(run: Run, terms: Terms) -> dict[str, Tensor]:
+    parameters = list(run.objective.trainable().values())
+    norms = {}
+    for term in terms:
+        value = term.weight * term.value
+        if not value.requires_grad:
+            norms[term.name] = value.new_zeros(())
+            continue
+        grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        norms[term.name] = torch.stack([grad.float().square().sum() for grad in grads if grad is not None]).sum().sqrt()
+    return norms
+
+
+def _shares(values: dict[str, Tensor]) -> dict[str, float]:
+    numbers = torch.stack([value.double() for value in values.values()])
+    shares = (numbers / numbers.sum().clamp(min=1e-30)).tolist()
+    return dict(zip(values, shares, strict=True))

@@ -1,0 +1,116 @@
+"""Codistillation: each peer is pulled to the mean prediction of stale copies of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from coterie.cohort.ema import CohortCopy
+from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, Peers, Terms
+from coterie.losses.logits import at_least_float32, soft_cross_entropy, summed_cross_entropy
+
+_BURN_IN = 0.4  # share of the run, as in the example of the one public implementation
+
+
+@METHODS.register("codistillation")
+class Codistillation(Method):
+    """Cross-entropy of each peer and, after a burn-in, with the mean probabilities of the other peers' stale copies.
+
+    The copies are made when the run is built, see the same views in evaluation mode and are constants. They are run
+    during the burn-in too, where their term has weight 0.
+
+    Attributes:
+        burn_in: epochs or steps before the peers hear of each other.
+        copies: the stale peers; None until the method is attached to a cohort.
+    """
+
+    paper = Paper(
+        title="Large Scale Distributed Neural Network Training through Online Distillation",
+        authors="Anil, Pereyra, Passos, Ormandi, Dahl and Hinton",
+        year=2018,
+        venue="ICLR",
+        arxiv="1804.03235",
+    )
+    needs = Needs(min_peers=2, outer_every=50)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        """Knobs of codistillation.
+
+        Attributes:
+            interval: steps between refreshes of the stale copies.
+            burn_in: epochs or steps before the peers hear of each other; two fifths of the run by default.
+            burn_in_unit: what `burn_in` counts.
+            weight: factor of the pull after the burn-in.
+            divergence: `cross_entropy` with the stale probabilities, or their `kl`, which differs by a constant.
+        """
+
+        interval: int = 50
+        burn_in: int | None = None
+        burn_in_unit: Literal["epochs", "steps"] = "epochs"
+        weight: float = 1.0
+        divergence: Literal["cross_entropy", "kl"] = "cross_entropy"
+
+        def __post_init__(self) -> None:
+            if self.interval < 1:
+                raise ConfigError(f"method.interval={self.interval}; give a whole number of at least 1")
+            if self.burn_in is not None and self.burn_in < 0:
+                raise ConfigError(f"method.burn_in={self.burn_in}; give 0 or a number above it")
+            if self.burn_in is None and self.burn_in_unit == "steps":
+                raise ConfigError('method.burn_in_unit="steps" without method.burn_in; give both')
+
+    config: Config
+
+    def __init__(self, config: Config, facts: Facts) -> None:
+        super().__init__(config, facts)
+        self.burn_in = int(_BURN_IN * facts.num_epochs) if config.burn_in is None else config.burn_in
+        self.copies: CohortCopy | None = None
+
+    def requirements(self) -> Needs:
+        """An outer step at every refresh."""
+        return replace(self.needs, outer_every=self.config.interval)
+
+    def attach(self, cohort: nn.Module) -> None:
+        """Make the first stale copies."""
+        self.copies = CohortCopy(cohort)
+        self.memories = {"copies": self.copies}
+
+    def losses(self, peers: Peers, batch: Batch) -> Terms:
+        """Terms `task` and `pull`, with gradient to every peer's logits."""
+        assert self.copies is not None, "codistillation is used before it is attached to a cohort"
+        logits = [peer.logits for peer in peers]
+        pull = self.pull(logits, [peer.logits for peer in self.copies(batch.views)])
+        clock = batch.epoch if self.config.burn_in_unit == "epochs" else batch.step
+        weight = self.config.weight * (clock >= self.burn_in).to(pull.dtype)
+        return Terms().add("task", summed_cross_entropy(logits, batch.labels)).add("pull", pull, weight)
+
+    def pull(self, logits: Sequence[Tensor], stale: Sequence[Tensor]) -> Tensor:
+        """Pull every peer towards the mean prediction of the other peers' copies.
+
+        Args:
+            logits: M times `[B, K]` raw class scores; each receives gradient.
+            stale: M times `[B, K]` raw class scores of the copies, constants.
+
+        Returns:
+            `[]`, summed over the peers and averaged over the batch.
+        """
+        chances = torch.stack([at_least_float32(scores.detach()).softmax(dim=1) for scores in stale])
+        others = (chances.sum(dim=0) - chances) / (len(stale) - 1)
+        total = torch.stack([soft_cross_entropy(own, mean) for own, mean in zip(logits, others, strict=True)]).sum()
+        if self.config.divergence == "kl":
+            total = total + torch.special.xlogy(others, others).sum() / others.shape[1]
+        return total
+
+    def outer_step(self, outer: Outer) -> None:
+        """Refresh the stale copies."""
+        assert self.copies is not None
+        self.copies.refresh(outer.cohort)
+
+    def describe(self) -> dict[str, str]:
+        """Age of the copies and length of the burn-in."""
+        refreshed = f"of every peer, refreshed every {self.config.interval} steps"
+        return {"stale copies": refreshed, "burn-in": f"{self.burn_in} {self.config.burn_in_unit}"}

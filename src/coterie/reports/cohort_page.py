@@ -1,0 +1,143 @@
+"""One run on one picture: learning curves of every peer, diversity over time, and who agrees with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coterie.core.errors import CheckpointError, DataError
+from coterie.core.record import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRows:
+    """Rows of a log, by kind.
+
+    Attributes:
+        train: figures of training batches.
+        validation: scores on the validation split, one row per evaluated epoch.
+        diagnostics: diversity and shares of terms, one row per epoch.
+    """
+
+    train: list[Row] = field(default_factory=list)
+    validation: list[Row] = field(default_factory=list)
+    diagnostics: list[Row] = field(default_factory=list)
+
+    @property
+    def alarms(self) -> list[str]:
+        """What was wrong with the cohort, with the epochs it was seen in."""
+        seen: dict[str, list[int]] = {}
+        for row in self.diagnostics:
+            for alarm in row["alarms"]:
+                seen.setdefault(alarm, []).append(int(row["epoch"]) + 1)
+        return [f"{alarm}: first in epoch {epochs[0]}, {len(epochs)} epochs in all" for alarm, epochs in seen.items()]
+
+
+def read_rows(folder: Path) -> RunRows:
+    """Read the log of a run, which may still be running.
+
+    Raises:
+        DataError: there is nothing in it yet.
+    """
+    rows = RunRows()
+    for row in read_metrics(folder / "metrics.jsonl"):
+        getattr(rows, str(row["kind"]), []).append(row)
+    if not rows.train:
+        raise DataError(f"{folder} has no rows in metrics.jsonl; train first, or give another run")
+    return rows
+
+
+def cohort_page(rows: RunRows, path: Path) -> None:
+    """Draw a run.
+
+    Args:
+        rows: of its log.
+        path: the PNG to write.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # half a second, and only needed here
+
+    figure = Figure(figsize=(11, 6.6), dpi=130, layout="constrained")
+    panels = figure.subplots(2, 3)
+    _losses(panels[0][0], rows.train)
+    _accuracies(panels[0][1], rows)
+    _shares(panels[0][2], rows.diagnostics)
+    _diversity(panels[1][0], rows.diagnostics)
+    _matrix(panels[1][1], rows.diagnostics, "agreement", "share of equal answers, last epoch")
+    _matrix(panels[1][2], rows.diagnostics, "similarity", "CKA of embeddings, last epoch")
+    try:
+        figure.savefig(path, format="png", metadata={"Software": "coterie"})
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+
+
+def _losses(axes: Axes, rows: Sequence[Row]) -> None:
+    for name in rows[-1]["terms"]:
+        axes.plot([row["step"] for row in rows], [row["terms"][name] for row in rows], label=name, linewidth=1.2)
+    _finish(axes, "terms of the loss, unweighted", "batch")
+
+
+def _accuracies(axes: Axes, rows: RunRows) -> None:
+    if rows.validation:
+        epochs = [row["epoch"] + 1 for row in rows.validation]
+        for peer in range(len(rows.validation[-1]["peers"])):
+            axes.plot(epochs, [row["peers"][peer]["top1"] for row in rows.validation], label=f"peer {peer}")
+        axes.plot(epochs, [row["ensemble"]["top1"] for row in rows.validation], label="ensemble", color="black")
+        _finish(axes, "validation: top-1 in %", "epoch")
+        return
+    for peer in range(len(rows.train[-1]["accuracy"])):
+        axes.plot([r["step"] for r in rows.train], [r["accuracy"][peer] for r in rows.train], label=f"peer {peer}")
+    _finish(axes, "training: top-1 in %", "batch")
+
+
+def _shares(axes: Axes, rows: Sequence[Row]) -> None:
+    for name in rows[-1]["gradient_share"] if rows else ():
+        axes.plot([r["epoch"] + 1 for r in rows], [100 * r["gradient_share"][name] for r in rows], label=name)
+    _finish(axes, "share of each term in the gradient, %", "epoch")
+
+
+def _diversity(axes: Axes, rows: Sequence[Row]) -> None:
+    epochs = [row["epoch"] + 1 for row in rows]
+    for key, label in (("agreement", "equal answers"), ("similarity", "CKA"), ("divergence", "KL in nats")):
+        axes.plot(epochs, [_mean_pair(row[key]) for row in rows], label=label)
+    _finish(axes, "diversity: mean over pairs of peers", "epoch")
+
+
+def _mean_pair(matrix: Sequence[Sequence[float]]) -> float:
+    pairs = [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j]
+    return sum(pairs) / len(pairs) if pairs else 0.0
+
+
+def _matrix(axes: Axes, rows: Sequence[Row], key: str, title: str) -> None:
+    axes.set_title(title, fontsize=9, loc="left")
+    if not rows:
+        return
+    matrix = rows[-1][key]
+    axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(matrix)), [f"peer {m}" for m in range(len(matrix))], fontsize=8)
+    axes.set_yticks(range(len(matrix)), [f"peer {m}" for m in range(len(matrix))], fontsize=8)
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+
+
+def _finish(axes: Axes, title: str, unit: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(unit, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_lines():
+        axes.legend(fontsize=7, frameon=False)
