@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def build_nets(recipe: Recipe, *, num_classes: int, channels: int, image_size: i
 
 
 def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
-    """Build the method with fresh heads and memories.
+    """Build the method with fresh heads and memories, and let the cohort give what it needs.
 
     Raises:
         ConfigError: the cohort or the data cannot serve it.
@@ -74,7 +75,15 @@ def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
         stage_channels=tuple(net.stage_channels for net in cohort),
     )
     with _fresh(mix(recipe.seed, "heads")):
-        return METHODS[recipe.method](recipe.method_config, facts)
+        method = METHODS[recipe.method](recipe.method_config, facts)
+    needs = method.requirements()
+    if needs.samples_per_class:
+        raise ConfigError(
+            f"{recipe.method} needs {needs.samples_per_class} images of each class in a batch, which no loader gives"
+            " yet; choose another method"
+        )
+    cohort.stage_maps = needs.stage_maps
+    return method
 
 
 def build_cohort(recipe: Recipe, data: Opened, nets: Sequence[nn.Module] | None = None) -> Cohort:
@@ -87,12 +96,7 @@ def build_cohort(recipe: Recipe, data: Opened, nets: Sequence[nn.Module] | None 
         nets = build_nets(
             recipe, num_classes=len(data.classes), channels=data.train.channels, image_size=data.train.image_size
         )
-    cohort = Cohort(
-        nets,
-        leader=recipe.cohort.leader,
-        shared=recipe.cohort.shared,
-        stage_maps=METHODS[recipe.method].needs.stage_maps,
-    )
+    cohort = Cohort(nets, leader=recipe.cohort.leader, shared=recipe.cohort.shared)
     if cohort.num_classes != len(data.classes):
         raise ConfigError(
             f"the networks' heads have {cohort.num_classes} classes and the data {len(data.classes)};"
@@ -136,6 +140,8 @@ def runtime(config: TrainConfig, seed: int) -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     tensors, values = rng_tensors(), rng_values()
     torch.set_num_threads(config.threads or threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA refuses to be deterministic
     torch.use_deterministic_algorithms(config.deterministic)
     torch.manual_seed(seed)
     numpy.random.seed(seed % 2**32)
