@@ -22,7 +22,8 @@ def main() -> None:
     train_set, test_set = TensorDataset(images[:400], labels[:400]), TensorDataset(images[400:], labels[400:])
 
     nets = [make_net(16), make_net(8), make_net(2)]
-    outcome = coterie.train(nets, train_set, test_set, method="mcl_okd", settings={"epochs": 3, "data.batch_size": 50})
+    settings = {"epochs": 20, "optim.lr": 0.3, "data.batch_size": 50}
+    outcome = coterie.train(nets, train_set, test_set, method="mcl_okd", settings=settings)
     print(f"leader: {outcome.result['last']['test']['leader']['top1']:.1f} %, kept in {outcome.folder}")
     torch.save(outcome.leader.state_dict(), outcome.folder / "mine.pt")
 

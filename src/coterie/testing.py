@@ -8,7 +8,7 @@ Each check builds tiny networks and sixteen-pixel images of its own and takes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import coterie.methods  # noqa: F401 (registers them)
 from coterie.cohort.cohort import Cohort
-from coterie.core import METHODS, Batch, CoterieError, Facts, Method, Outer, PeerOutput, Terms
+from coterie.core import METHODS, Batch, CoterieError, Facts, Method, Needs, Outer, PeerOutput, Terms
 from coterie.nets.base import StagedNet, pooled
 
 __all__ = ["CHECKS", "Scene", "check_method", "make_scene"]
@@ -76,11 +76,10 @@ class Scene:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint holds of cohort and method, copied."""
-        found = {f"cohort.{name}": tensor for name, tensor in self.cohort.state_dict().items()}
-        found |= {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
+        found = _copies("cohort.", self.cohort.state_dict()) | _copies("method.", self.method.state_dict())
         for name, memory in self.method.memories.items():
-            found |= {f"memory.{name}.{key}": tensor for key, tensor in memory.state().items()}
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+            found |= _copies(f"memory.{name}.", memory.state())
+        return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` returned."""
@@ -114,23 +113,11 @@ def make_scene(
     widths = list(widths) or [6] * max(3, kind.needs.min_peers)
     shared = max(shared, kind.needs.shared_stages)
     cohort = Cohort([_tiny_net(width) for width in widths], shared=shared)
-    nets = list(cohort)
-    facts = Facts(
-        num_peers=len(nets),
-        leader=cohort.leader,
-        num_classes=_NUM_CLASSES,
-        embedding_dims=cohort.embedding_dims,
-        labels=torch.arange(_NUM_TRAIN) % _NUM_CLASSES,
-        num_epochs=10,
-        seed=seed,
-        stage_channels=tuple(net.stage_channels for net in nets),
-        shared=cohort.shared,
-    )
-    method = kind(kind.Config() if config is None else config, facts)
+    method = kind(kind.Config() if config is None else config, _facts(cohort, seed))
     needs = method.requirements()
     cohort.stage_maps, cohort.rescale, cohort.peer_views = needs.stage_maps, needs.rescale_branches, needs.peer_views
     method.attach(cohort)
-    views = len(nets) if needs.views == "per_peer" else needs.views
+    views = len(cohort) if needs.views == "per_peer" else needs.views
     return Scene(method=method, cohort=cohort, batch=_make_batch(views, list(labels), needs.samples_per_class))
 
 
@@ -162,8 +149,7 @@ def check_every_peer_is_taught(name: str, config: Method.Config | None = None) -
     leaves = [_as_leaves(peer) for peer in scene.cohort(scene.batch.views)]
     scene.method.losses(leaves, scene.batch).total().backward()  # type: ignore[no-untyped-call]
     for m, peer in enumerate(leaves):
-        grads = [tensor.grad for tensor in (peer.logits, peer.embedding, *peer.stages)]
-        taught = any(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
+        taught = any(map(_has_gradient, (peer.logits, peer.embedding, *peer.stages)))
         _require(taught, name, f"no gradient reaches peer {m}")
 
 
@@ -178,11 +164,7 @@ def check_precisions(name: str, config: Method.Config | None = None) -> None:
 
 def check_layouts(name: str, config: Method.Config | None = None) -> None:
     """Separate, branched and, unless equal embeddings are asked for, mixed cohorts all get finite gradients."""
-    needs = make_scene(name, config).method.requirements()
-    peers = max(3, needs.min_peers)
-    layouts: list[tuple[list[int], int]] = [([6] * peers, 0), ([6] * peers, 1)]
-    layouts += [] if needs.equal_embeddings or needs.shared_stages else [([4 + 2 * m for m in range(peers)], 0)]
-    for widths, shared in layouts:
+    for widths, shared in _layouts(make_scene(name, config).method.requirements()):
         scene = make_scene(name, config, widths=widths, shared=shared)
         scene.terms().total().backward()  # type: ignore[no-untyped-call]
         for key, parameter in scene.cohort.named_parameters():
@@ -219,8 +201,7 @@ def check_memories(name: str, config: Method.Config | None = None) -> None:
     """A memory refuses tensors of another shape with an error of this project, and moves with its method."""
     method = make_scene(name, config).method
     for key, memory in method.memories.items():
-        larger = {part: torch.cat([tensor, tensor]) for part, tensor in memory.state().items() if tensor.dim()}
-        if larger:
+        if larger := _twice_as_long(memory.state()):
             _require(_refuses(memory.load_state, larger), name, f"memory {key!r} loads tensors of another shape")
     method.double()
     for key, memory in method.memories.items():
@@ -245,8 +226,7 @@ def check_lone_labels(name: str, config: Method.Config | None = None) -> None:
         total = scene.terms().total()
         total.backward()  # type: ignore[no-untyped-call]
         grads = [parameter.grad for parameter in scene.cohort.parameters() if parameter.grad is not None]
-        fine = bool(total.isfinite()) and all(bool(grad.isfinite().all()) for grad in grads)
-        _require(fine, name, f"labels {labels} give a loss or gradient that is not finite")
+        _require(_all_finite([total, *grads]), name, f"labels {labels} give a loss or gradient that is not finite")
 
 
 def check_words(name: str, config: Method.Config | None = None) -> None:
@@ -274,6 +254,15 @@ CHECKS: tuple[Callable[[str, Method.Config | None], None], ...] = (
 )
 
 
+def _layouts(needs: Needs) -> Iterator[tuple[list[int], int]]:
+    """Widths of the peers and number of shared stages of every cohort that a method must take."""
+    peers = max(3, needs.min_peers)
+    yield [6] * peers, 0
+    yield [6] * peers, 1
+    if not (needs.equal_embeddings or needs.shared_stages):
+        yield [4 + 2 * m for m in range(peers)], 0
+
+
 def _tiny_net(width: int) -> StagedNet:
     def block(channels: int, stride: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.Tanh())
@@ -287,20 +276,44 @@ def _tiny_net(width: int) -> StagedNet:
     )
 
 
+def _facts(cohort: Cohort, seed: int) -> Facts:
+    return Facts(
+        num_peers=len(cohort),
+        leader=cohort.leader,
+        num_classes=_NUM_CLASSES,
+        embedding_dims=cohort.embedding_dims,
+        labels=torch.arange(_NUM_TRAIN) % _NUM_CLASSES,
+        num_epochs=10,
+        seed=seed,
+        stage_channels=tuple(net.stage_channels for net in cohort),
+        shared=cohort.shared,
+    )
+
+
 def _make_batch(views: int, labels: list[int], samples_per_class: int) -> Batch:
-    if not labels:
-        repeats = samples_per_class or 2
-        labels = [k for k in range(max(1, min(_NUM_CLASSES, _BATCH_SIZE // repeats))) for _ in range(repeats)]
+    labels = labels or _repeated_labels(samples_per_class or 2)
     rows = [label + _NUM_CLASSES * (2 * labels[:b].count(label) + 1) for b, label in enumerate(labels)]
     images = torch.randn(views, len(labels), 3, _IMAGE_SIZE, _IMAGE_SIZE)
     zero = torch.zeros((), dtype=torch.int64)
     return Batch(views=images, labels=torch.tensor(labels), indices=torch.tensor(rows), epoch=zero, step=zero.clone())
 
 
+def _repeated_labels(repeats: int) -> list[int]:
+    return [k for k in range(max(1, min(_NUM_CLASSES, _BATCH_SIZE // repeats))) for _ in range(repeats)]
+
+
 def _as_leaves(peer: PeerOutput) -> PeerOutput:
     logits, embedding = (tensor.detach().requires_grad_() for tensor in (peer.logits, peer.embedding))
     stages = tuple(stage.detach().requires_grad_() for stage in peer.stages)
     return replace(peer, logits=logits, embedding=embedding, stages=stages)
+
+
+def _has_gradient(tensor: Tensor) -> bool:
+    return tensor.grad is not None and bool(tensor.grad.abs().sum() > 0)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _total_in(scene: Scene, precision: str) -> Tensor:
@@ -314,6 +327,10 @@ def _total_in(scene: Scene, precision: str) -> Tensor:
     return total.detach()
 
 
+def _copies(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -325,12 +342,20 @@ def _same(first: Mapping[Any, Tensor], second: Mapping[Any, Tensor]) -> bool:
     )
 
 
+def _twice_as_long(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.cat([tensor, tensor]) for name, tensor in tensors.items() if tensor.dim()}
+
+
 def _refuses(load: Callable[[Mapping[str, Tensor]], None], state: Mapping[str, Tensor]) -> bool:
     try:
         load(state)
     except CoterieError:
         return True
     return False
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.bool
 
 
 class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -348,8 +373,7 @@ class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         operation = func.overloadpacket.__name__
-        masks = args[1] if operation in ("index", "index_put", "index_put_") else ()
-        masked = any(mask is not None and mask.dtype == torch.bool for mask in masks)
+        masked = operation in ("index", "index_put", "index_put_") and any(map(_is_mask, args[1]))
         _require(
             operation not in _SYNCS and not masked,
             self._name,

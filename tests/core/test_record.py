@@ -77,7 +77,7 @@ def test_a_damaged_status_is_one_line(tmp_path: Path, text: str) -> None:
 
 def test_environment_names_what_decides_the_bits(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.write_environment()
+    run.write_environment("toy")
     stored = json.loads(run.environment.read_text())
     assert exactness_lost(stored, describe_environment()) == []
     assert exactness_lost({**stored, "threads": 99, "python": "2"}, stored) == [f"threads 99 -> {stored['threads']}"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -283,6 +284,16 @@ def test_a_pickle_with_another_name_is_refused_and_not_run(store: CheckpointStor
     with pytest.raises(CheckpointError, match=r"is a pickle, .* in a sandbox"):
         load_from(store.path_of(3))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("head", [b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK"])
+def test_a_header_whose_size_looks_like_a_pickle_is_none(folder: Path, head: bytes) -> None:
+    size = int.from_bytes(head, "little")  # the file begins with the size of its header
+    names = (f"{'w' * (size - rest)}" for rest in range(60, 90))
+    name = next(name for name in names if safetensors.torch.save({name: torch.ones(1)}).startswith(head))
+    save_to(folder / "best", 1, Snapshot(tensors={"peer0": {name: torch.ones(1)}}))
+    assert (folder / "best" / "peer0.safetensors").read_bytes().startswith(head)
+    assert torch.equal(load_from(folder / "best")[1].section("peer0")[name], torch.ones(1))
 
 
 def test_a_pickle_instead_of_a_folder_is_refused(folder: Path) -> None:

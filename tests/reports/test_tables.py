@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -51,11 +52,25 @@ def shown(made: ComparisonTable, width: int = 120) -> str:
     return file.getvalue()
 
 
-def test_terminal_table_shows_numbers_and_words() -> None:
-    text = shown(table("dml"))
-    assert re.search(r"alone +alone_method +92\.50 \+- 0\.50 +93\.50 +91\.50 +3\.2 +\(first recipe\)", text)
+def test_terminal_shows_numbers_in_a_table_and_verdicts_below() -> None:
+    text = shown(table("dml"), 80)
+    assert re.search(r"alone +alone_method +92\.50 \+- 0\.50 +93\.50 +91\.50 +3\.2 *\n", text)
     assert re.search(r"dml +dml_method +94\.50 \+- 0\.56", text)
-    assert "better by 2.00" in text
+    assert "\ndml against alone: better by 2.00 +- 0.25 points (95 %, 3 paired seeds)\n" in text
+    assert "alone against" not in text
+
+
+def test_terminal_lines_stay_whole_at_80_columns() -> None:
+    lines = shown(table("digits/mcl_okd", "digits/dml"), 80).splitlines()
+    assert sum("94.50 +- 0.56" in line for line in lines) == 2
+    verdicts = [line for line in lines if " against alone: " in line]
+    assert len(verdicts) == 2 and all("better by 2.00 +- 0.25 points" in line for line in verdicts)
+
+
+def test_terminal_leaves_out_methods_that_the_names_tell() -> None:
+    named = [replace(row(f"digits/{name}", FIRST), method=name) for name in ("independent", "dml")]
+    assert " method " not in shown(ComparisonTable(named))
+    assert " method " in shown(ComparisonTable([named[0], replace(named[1], recipe="mine")]))
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coterie.cli.options import Plugins, Settings
+from coterie.cli.screen import make_console
 
 
 def check(recipe: str, *settings: Settings, plugin: Plugins = ()) -> int:
@@ -17,10 +18,8 @@ def check(recipe: str, *settings: Settings, plugin: Plugins = ()) -> int:
     plugin
         Python file that registers a method, a network or a data set; may be repeated.
     """
-    from rich.console import Console
-
     from coterie.cli.options import open_recipe
     from coterie.experiment import make_plan
 
-    make_plan(open_recipe(recipe, settings, plugin)).show(Console())
+    make_plan(open_recipe(recipe, settings, plugin)).show(make_console())
     return 0

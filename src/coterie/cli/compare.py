@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coterie.cli.options import Plugins, Settings
+from coterie.cli.screen import make_console
 
 
 def compare(
@@ -32,8 +33,6 @@ def compare(
     unequal
         Compare although data, budget or optimiser differ between the recipes.
     """
-    from rich.console import Console
-
     from coterie.cli.options import settings_from
     from coterie.experiment import Comparison, new_folder
 
@@ -47,5 +46,5 @@ def compare(
         plugins=plugin,
         unequal=unequal,
     )
-    comparison.run(Console())
+    comparison.run(make_console())
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coterie.cli.options import Plugins, Settings
+from coterie.cli.screen import make_console
 
 
 def evaluate(run: Path, *settings: Settings, plugin: Plugins = ()) -> int:
@@ -19,10 +20,8 @@ def evaluate(run: Path, *settings: Settings, plugin: Plugins = ()) -> int:
     plugin
         Python file that registers a method, a network or a data set; may be repeated.
     """
-    from rich.console import Console
-
     from coterie.cli.options import settings_from
     from coterie.experiment import evaluate_run
 
-    evaluate_run(run, settings_from(settings), plugins=plugin, console=Console())
+    evaluate_run(run, settings_from(settings), plugins=plugin, console=make_console())
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coterie.cli.options import Plugins
+from coterie.cli.screen import make_console
 
 
 def export(run: Path, *, out: Path | None = None, plugin: Plugins = ()) -> int:
@@ -19,9 +20,7 @@ def export(run: Path, *, out: Path | None = None, plugin: Plugins = ()) -> int:
     plugin
         Python file that registers a method, a network or a data set; may be repeated.
     """
-    from rich.console import Console
-
     from coterie.experiment import export_run
 
-    export_run(run, out, plugins=plugin, console=Console())
+    export_run(run, out, plugins=plugin, console=make_console())
     return 0

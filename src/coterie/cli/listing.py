@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from coterie.cli.options import Plugins
+from coterie.cli.screen import make_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ROOM = 200  # columns of a terminal in which asides have a column of their own
 
 
 def show_list(what: Literal["methods", "nets", "data", "recipes"], *, plugin: Plugins = ()) -> int:
@@ -17,16 +24,25 @@ def show_list(what: Literal["methods", "nets", "data", "recipes"], *, plugin: Pl
     plugin
         Python file that registers a method, a network or a data set; may be repeated.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from coterie.core.plugins import load_plugins
     from coterie.experiment import catalogue
 
     load_plugins(plugin)
     header, *rows = catalogue(what)
-    table = Table(*header, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=True).print(table)
+    console = make_console()
+    console.print(_table(header, rows, stacked=console.width < _ROOM))
     return 0
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, stacked: bool) -> Table:
+    """Lay rows out; stacked, what follows the third column stands below it, unless the name tells it already."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = min(3, len(header)) if stacked else len(header)
+    table = Table(*header[:columns], box=None, pad_edge=False)
+    for row in rows:
+        below = zip(header[columns:], row[columns:], strict=True)
+        asides = [(f"\n{title}: {text}", "dim") for title, text in below if text and text not in row[0]]
+        table.add_row(*map(Text, row[: columns - 1]), Text.assemble(row[columns - 1], *asides))
+    return table

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from cyclopts import App, CycloptsError
 
@@ -22,6 +26,7 @@ app = App(
     name="coterie",
     help="Online knowledge distillation: a cohort of networks learns together, one leader ships.",
     version=__version__,
+    suppress_keyboard_interrupt=False,
 )
 for _verb in (train, check, evaluate, export, compare, report, demo, doctor):
     app.command(_verb)
@@ -36,17 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after `coterie`; those of the process by default.
 
     Returns:
-        The exit status: 0 done, 2 usage, recipe or data, 4 checkpoint, 5 numeric, 75 stopped and resumable.
+        The exit status: 0 done, 2 usage, recipe or data, 4 checkpoint, 5 numeric, 75 stopped and resumable,
+        130 interrupted, 141 nobody reads the output.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with _plain_warnings():
+            status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _complain(" ".join(str(error).split()), 2)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
-    except BrokenPipeError:
-        return 0
+    except BrokenPipeError:  # who reads our output has gone: end as any other program does
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         status = _expected(error)
         if status is None:
@@ -59,6 +68,28 @@ def _expected(error: Exception) -> int | None:
     from coterie.core.errors import CoterieError
 
     return error.exit_code if isinstance(error, CoterieError) else None
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show each warning as one line on standard error, without the place in the code that gave it."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(f"coterie: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _complain(message: str, status: int) -> int:

@@ -13,6 +13,7 @@ def train(
     *settings: Settings,
     out: Path | None = None,
     resume: Path | None = None,
+    fresh: bool = False,
     plugin: Plugins = (),
     print_config: bool = False,
 ) -> int:
@@ -28,6 +29,8 @@ def train(
         Folder of the run; runs/NAME by default.
     resume
         Folder of an interrupted run to go on with, to the bit.
+    fresh
+        With --resume: begin that run again; what its folder holds is renamed, not deleted.
     plugin
         Python file that registers a method, a network or a data set; may be repeated.
     print_config
@@ -36,20 +39,22 @@ def train(
     from coterie.cli.options import open_recipe, settings_from
     from coterie.config import to_toml
     from coterie.core.errors import ConfigError
-    from coterie.experiment import Experiment, continue_run, new_folder
+    from coterie.experiment import Experiment, continue_run, new_folder, open_run
 
+    if resume is not None and out is not None:
+        raise ConfigError(f"a run goes on in its own folder, {str(resume)!r}; leave --out away")
     if resume is not None:
-        words = settings if recipe is None else (recipe, *settings)
-        _report(resume, continue_run(resume, settings_from(words), plugins=plugin))
-        return 0
-    if recipe is None:
+        words = settings_from(settings if recipe is None else (recipe, *settings))
+        experiment = open_run(resume, words, plugin)
+    elif fresh or recipe is None:
         raise ConfigError("give a recipe, for instance digits/mcl_okd, or --resume RUN; see: coterie list recipes")
-    chosen = open_recipe(recipe, settings, plugin)
+    else:
+        experiment = Experiment(open_recipe(recipe, settings, plugin), folder=new_folder(recipe, out), name=recipe)
     if print_config:
-        print(to_toml(chosen), end="")
+        print(to_toml(experiment.recipe), end="")
         return 0
-    folder = new_folder(recipe, out)
-    _report(folder, Experiment(chosen, folder=folder, name=recipe).train())
+    result = experiment.train() if resume is None else continue_run(experiment, fresh=fresh)
+    _report(experiment.folder.path, result)
     return 0
 
 

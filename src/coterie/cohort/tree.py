@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -24,21 +25,32 @@ def copies_of_stages(nets: Sequence[nn.Module], *, shared: int, tree: Sequence[i
     Raises:
         ConfigError: networks that have no stages, too few of them, or numbers that do not make a tree.
     """
-    wanted = tuple(tree) or (1,) * shared
-    if shared < 0 or (tree and shared):
-        raise ConfigError(f"cohort.shared={shared} and cohort.tree={list(tree)}; give one of them, not below 0")
+    wanted = _wanted(shared, tree)
     if len(nets) == 1 or not wanted:
         return ()
-    if not all(isinstance(net, StagedNet) for net in nets):
-        raise ConfigError("only staged networks can share stages; set cohort.shared=0 or use coterie.StagedNet")
-    depth = min(len(net.stages) for net in nets if isinstance(net, StagedNet))
-    fits = all(1 <= low <= high <= len(nets) for low, high in zip(wanted, (*wanted[1:], len(nets)), strict=True))
-    if len(wanted) > depth or not fits:
+    depth = min(map(_num_stages, nets))
+    if len(wanted) > depth or not _rises(wanted, len(nets)):
         raise ConfigError(
             f"{len(nets)} peers of {depth} stages cannot have their first {len(wanted)} in {list(wanted)} copies;"
             " give at most as many numbers as there are stages, rising from 1 to the number of peers"
         )
     return tuple(count for count in wanted if count < len(nets))
+
+
+def _wanted(shared: int, tree: Sequence[int]) -> tuple[int, ...]:
+    if shared < 0 or (tree and shared):
+        raise ConfigError(f"cohort.shared={shared} and cohort.tree={list(tree)}; give one of them, not below 0")
+    return tuple(tree) or (1,) * shared
+
+
+def _num_stages(net: nn.Module) -> int:
+    if not isinstance(net, StagedNet):
+        raise ConfigError("only staged networks can share stages; set cohort.shared=0 or use coterie.StagedNet")
+    return len(net.stages)
+
+
+def _rises(counts: Sequence[int], most: int) -> bool:
+    return all(1 <= low <= high for low, high in pairwise((*counts, most)))
 
 
 def owner_of(peer: int, copies: int, *, num_peers: int, leader: int) -> int:

@@ -36,8 +36,7 @@ def convert(value: object, kind: Any) -> object:  # noqa: ANN401 (a type annotat
     if origin is Literal:
         return _choice(value, get_args(kind))
     if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(convert(item, get_args(kind)[0]) for item in items)
+        return _items(value, get_args(kind)[0])
     if origin in (types.UnionType, Union):
         return convert(value, next(arg for arg in get_args(kind) if arg is not type(None)))
     return _SCALARS[kind](value)
@@ -58,14 +57,22 @@ def parse_text(text: str, kind: Any) -> object:  # noqa: ANN401
     """
     if get_origin(kind) is tuple and not text.startswith("["):
         inner = get_args(kind)[0]
-        return tuple(parse_text(item.strip(), inner) for item in text.split(",") if item.strip())
+        return tuple(parse_text(item, inner) for item in filter(None, map(str.strip, text.split(","))))
     if kind is str or get_origin(kind) is Literal:
         return convert(text, kind)
+    return convert(_toml_value(text), kind)
+
+
+def _toml_value(text: str) -> object:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
-    return convert(value, kind)
+        return text
+
+
+def _items(value: object, kind: Any) -> tuple[object, ...]:  # noqa: ANN401
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(convert(item, kind) for item in items)
 
 
 def _choice(value: object, choices: tuple[object, ...]) -> object:

@@ -97,11 +97,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def resolve(tree: Mapping[str, object], overrides: Sequence[str] = (), *, origin: str = "recipe") -> Recipe:
     """Build a recipe from a tree of differences; see `load_recipe`."""
     written = {key: _Entry(value, origin) for key, value in _flatten(tree)}
-    typed = dict(_split(text) for text in overrides)
+    typed = dict(map(_split, overrides))
     method = _method_name(written, typed)
-    if "method.name" in typed and _given_method(written) != method:
-        written = {key: entry for key, entry in written.items() if not key.startswith("method")}
-    entries = {key: entry for key, entry in {**written, **typed}.items() if key not in ("method", "method.name")}
+    entries = _knobs(written, typed, method)
     problems = _Problems()
     values = _convert_all(entries, _known(METHODS[method].Config), problems)
     for key, what in outside(values):
@@ -112,18 +110,15 @@ def resolve(tree: Mapping[str, object], overrides: Sequence[str] = (), *, origin
 
 def to_toml(recipe: Recipe) -> str:
     """Write a recipe in full; the text loads back to an equal recipe."""
-    tables: dict[str, list[str]] = {"": []}
-    tables["method"] = [f"name = {json.dumps(recipe.method)}", *_lines(recipe.method_config)]
-    for part in fields(recipe):
-        value = getattr(recipe, part.name)
-        if part.name.startswith("method"):
-            continue
+    single: list[str] = []
+    tables = [["[method]", f"name = {json.dumps(recipe.method)}", *_lines(recipe.method_config)]]
+    for key in _parts():
+        value = getattr(recipe, key)
         if is_dataclass(value):
-            tables[part.name] = list(_lines(value))
+            tables.append([f"[{key}]", *_lines(value)])
         else:
-            tables[""].append(f"{part.name} = {_literal(value)}")
-    texts = [("" if not name else f"[{name}]\n") + "\n".join(lines) + "\n" for name, lines in tables.items()]
-    return "\n".join(texts)
+            single.append(f"{key} = {_literal(value)}")
+    return "\n".join("\n".join(lines) + "\n" for lines in [single, *tables])
 
 
 def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -152,6 +147,13 @@ def _method_name(written: Mapping[str, _Entry], typed: Mapping[str, _Entry]) -> 
     return Recipe().method if name is None else name
 
 
+def _knobs(written: Mapping[str, _Entry], typed: Mapping[str, _Entry], method: str) -> dict[str, _Entry]:
+    """All settings but the method's name; the knobs of a file go with its method when another one was typed."""
+    if "method.name" in typed and _given_method(written) != method:
+        written = {key: entry for key, entry in written.items() if not key.startswith("method")}
+    return {key: entry for key, entry in {**written, **typed}.items() if key not in ("method", "method.name")}
+
+
 def _convert_all(entries: Mapping[str, _Entry], kinds: Mapping[str, Any], problems: _Problems) -> dict[str, object]:
     values: dict[str, object] = {}
     for key, entry in entries.items():
@@ -176,13 +178,14 @@ def _parts() -> dict[str, Any]:
 
 
 def _known(config: type[Method.Config]) -> dict[str, Any]:
-    kinds = {f"method.{name}": kind for name, kind in get_type_hints(config).items()}
+    kinds = _fields_of("method", config)
     for key, kind in _parts().items():
-        if is_dataclass(kind):
-            kinds.update({f"{key}.{name}": inner for name, inner in get_type_hints(kind).items()})
-        else:
-            kinds[key] = kind
+        kinds |= _fields_of(key, kind) if is_dataclass(kind) else {key: kind}
     return kinds
+
+
+def _fields_of(table: str, config: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {f"{table}.{name}": kind for name, kind in get_type_hints(config).items()}
 
 
 def _build(method: str, values: Mapping[str, object]) -> Recipe:
@@ -209,5 +212,5 @@ def _lines(config: object) -> Iterator[str]:
 
 def _literal(value: object) -> str:
     if isinstance(value, tuple):
-        return "[" + ", ".join(_literal(item) for item in value) + "]"
+        return "[" + ", ".join(map(_literal, value)) + "]"
     return repr(value) if isinstance(value, float) else json.dumps(value)

@@ -142,7 +142,7 @@ def finite(value: JsonValue) -> JsonValue:
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [finite(item) for item in value]
+        return list(map(finite, value))
     return value
 
 
@@ -168,6 +168,17 @@ def remove_tree(path: Path) -> None:
     except OSError as error:
         message = f"{path} could not be removed: {reason(error)}; remove it by hand"
         warnings.warn(message, RecordWarning, stacklevel=2)
+
+
+def unused_path(folder: Path, name: str) -> Path:
+    """A path in a folder that nothing has yet: `name`, or `name-1`, `name-2`, ..."""
+    candidates = [folder / name, *(folder / f"{name}-{number}" for number in range(1, 1000))]
+    return next(path for path in candidates if not is_taken(path))
+
+
+def is_taken(path: Path) -> bool:
+    """Whether anything has this name, a link that leads nowhere included."""
+    return path.is_symlink() or path.exists()
 
 
 def reason(error: Exception) -> str:

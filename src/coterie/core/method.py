@@ -41,7 +41,7 @@ class Needs:
         stage_maps: whether `PeerOutput.stages` is filled.
         equal_embeddings: whether all peers must have embeddings of one size.
         samples_per_class: images of each class in a batch; 0 for plain shuffling.
-        outer_every: call `Method.outer_step` after every so many steps; 0 for never.
+        outer_every: call `Method.outer_step` after every so many batches, once their gradients are used; 0 for never.
         held_out: whether `Method.after_epoch` is given the peers' outputs on the validation split.
         rescale_branches: whether gradients are divided by the number of branches where peers part.
         shared_stages: stages after the stem that all peers share at the least.
@@ -153,10 +153,10 @@ class Method(nn.Module):
         self.config = config
         self.facts = facts
         self.memories: dict[str, Memory] = {}
-        self._check(self.needs)
+        self._check(self.requirements())
 
     def requirements(self) -> Needs:
-        """Needs of this very configuration; override when a knob changes them."""
+        """Needs of this very configuration; override when a knob in `self.config` changes them."""
         return self.needs
 
     def attach(self, cohort: nn.Module) -> None:
@@ -183,7 +183,10 @@ class Method(nn.Module):
         """Update memories after the optimiser step; runs without gradient, on the outputs of that step."""
 
     def outer_step(self, outer: Outer) -> None:
-        """Take an outer step of a bilevel method; called every `needs.outer_every` steps."""
+        """Take an outer step of a bilevel method; called every `needs.outer_every` batches, outer gradients cleared.
+
+        What it keeps between two calls, momentum for instance, belongs into buffers or memories.
+        """
 
     def after_epoch(self, held_out: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
         """Re-estimate what depends on how good the peers are; called after every epoch, without gradient.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterable
+from importlib.abc import Loader
 from pathlib import Path
+from types import ModuleType
 
 from coterie.core.errors import ConfigError, CoterieError
 
@@ -34,10 +36,14 @@ def _load(path: Path) -> None:
         raise ConfigError(f"no plug-in {path}; give a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _run(module, spec.loader, path)
+
+
+def _run(module: ModuleType, loader: Loader, path: Path) -> None:
     try:
-        spec.loader.exec_module(module)
-    except CoterieError:
-        raise
-    except Exception as error:
-        del sys.modules[name]
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        if isinstance(error, CoterieError):
+            raise
         raise ConfigError(f"plug-in {path} fails: {type(error).__name__}: {error}") from error

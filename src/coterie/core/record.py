@@ -37,6 +37,7 @@ from coterie.core.files import (
     read_json,
     reason,
     remove_leftovers,
+    unused_path,
     write_json_atomically,
     write_text_atomically,
 )
@@ -85,6 +86,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
         self.lock_file = self.path / ".lock"
+        self._made = False
 
     def __str__(self) -> str:
         return repr(str(self.path))
@@ -100,6 +102,7 @@ class RunFolder:
         """
         probe = self.path / f".tmp-probe-{os.getpid()}"
         try:
+            self._made = self._made or not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             probe.touch()
             probe.unlink()
@@ -107,6 +110,14 @@ class RunFolder:
             raise ConfigError(f"cannot write in run folder {self}: {reason(error)}; give another") from error
         self._refuse_links()
         return self
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder when this object has made it and no run was started in it; call it holding the lock."""
+        if not self._made or list(self.path.iterdir()) != [self.lock_file]:
+            return
+        with contextlib.suppress(OSError):
+            self.lock_file.unlink()
+            self.path.rmdir()
 
     def existing(self) -> RunFolder:
         """Return this object if a run was ever started in the folder.
@@ -134,9 +145,35 @@ class RunFolder:
         """Store the resolved recipe, TOML."""
         write_text_atomically(self.recipe, text)
 
-    def write_environment(self) -> None:
-        """Store versions and hardware of this process."""
-        write_json_atomically(self.environment, describe_environment())
+    def write_environment(self, name: str) -> None:
+        """Store versions and hardware of this process, and how tables call the run."""
+        write_json_atomically(self.environment, {"name": name, **describe_environment()})
+
+    def read_environment(self) -> Mapping[str, JsonValue]:
+        """Read what `write_environment` stored; empty when there is no such file.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        if not self.environment.exists():
+            return {}
+        value = read_json(self.environment)
+        if not isinstance(value, Mapping):
+            raise CheckpointError(f"{self.environment} is not a JSON object; remove the file")
+        return value
+
+    def set_aside(self) -> None:
+        """Rename log and results to `.aside-...`, so that the run can start over; nothing is deleted.
+
+        Raises:
+            CheckpointError: a file cannot be renamed.
+        """
+        for path in (self.result, self.metrics, self.timing, self.best):
+            try:
+                if path.exists():
+                    path.rename(unused_path(self.path, f".aside-{path.name}"))
+            except OSError as error:
+                raise CheckpointError(f"cannot rename {path}: {reason(error)}; move it away") from error
 
     def write_result(self, result: Mapping[str, JsonValue]) -> None:
         """Store what was measured at the end."""
@@ -168,7 +205,7 @@ class RunFolder:
 
     def _refuse_links(self) -> None:
         for path in vars(self).values():
-            if path != self.path and path.is_symlink():
+            if isinstance(path, Path) and path != self.path and path.is_symlink():
                 raise ConfigError(f"{str(path)!r} is a symbolic link, which a run does not follow; remove it")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,9 @@ def _folder(layout: _Layout, root: Path) -> Path:
 
 
 def _split(layout: _Layout, paths: Sequence[Path]) -> ArraySplit:
-    parts = [_part(layout, path) for path in paths]
-    images = np.concatenate([images for images, _ in parts]).reshape(-1, 3, _SIDE, _SIDE)
-    labels = [label for _, labels in parts for label in labels]
-    return ArraySplit(torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64))
+    images, labels = zip(*(_part(layout, path) for path in paths), strict=True)
+    pixels = np.concatenate(images).reshape(-1, 3, _SIDE, _SIDE)
+    return ArraySplit(torch.from_numpy(pixels), torch.tensor([*chain(*labels)], dtype=torch.int64))
 
 
 def _part(layout: _Layout, path: Path) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -139,19 +139,25 @@ def _part(layout: _Layout, path: Path) -> tuple[np.ndarray[Any, Any], list[int]]
             f"{name} has {images.dtype} images of shape {list(images.shape)} and {len(labels)} labels;"
             f" expected uint8 [{len(labels)}, {_PIXELS}], fetch it again"
         )
-    for row, label in enumerate(labels):
-        if not isinstance(label, int) or not 0 <= label < layout.num_classes:
-            raise DataError(
-                f"label {label!r} of row {row} in {name} is not in 0..{layout.num_classes - 1}; fetch it again"
-            )
+    _check_labels(labels, layout.num_classes, name)
     return images, labels
+
+
+def _check_labels(labels: list[Any], num_classes: int, name: str) -> None:
+    for row, label in enumerate(labels):
+        if not isinstance(label, int) or not 0 <= label < num_classes:
+            raise DataError(f"label {label!r} of row {row} in {name} is not in 0..{num_classes - 1}; fetch it again")
 
 
 def _class_names(layout: _Layout, folder: Path) -> tuple[str, ...]:
     path = folder / layout.meta
     if not path.is_file():
-        return tuple(str(label) for label in range(layout.num_classes))
+        return tuple(map(str, range(layout.num_classes)))
     names = read_archive(path).get(layout.names)
     if not isinstance(names, list) or len(names) != layout.num_classes:
         raise DataError(f"{str(path)!r} does not name {layout.num_classes} classes; fetch it again or remove it")
-    return tuple(name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names)
+    return tuple(map(_text, names))
+
+
+def _text(name: object) -> str:
+    return name.decode("latin1") if isinstance(name, bytes) else str(name)

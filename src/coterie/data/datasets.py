@@ -113,12 +113,11 @@ class DatasetSplit:
 
     def _item(self, row: int, key: int) -> tuple[Tensor, int]:
         try:
-            with _seeded(key):
-                item = self.dataset[int(self._rows[row])]
-            image, label = _pair(item)
-            return _as_tensor(image), _whole(label)
-        except DataError as error:
-            raise DataError(f"row {row} of the data set {error}") from error
+            with _naming(row):
+                with _seeded(key):
+                    item = self.dataset[int(self._rows[row])]
+                image, label = _pair(item)
+                return _as_tensor(image), _whole(label)
         except CoterieError:
             raise
         except Exception as error:  # the data set is not ours: whatever it raises is about this row
@@ -181,27 +180,22 @@ def _length(dataset: Dataset[Any]) -> int:
 
 def _labels(dataset: Dataset[Any]) -> Tensor:
     announced = _announced(dataset)
-    if announced is not None and len(announced) != _length(dataset):
+    if announced is None:
+        announced = [_label_of(dataset, row) for row in range(_length(dataset))]
+    if len(announced) != _length(dataset):
         raise DataError(
             f"the data set has {_length(dataset)} items and {len(announced)} labels; give one label per item"
         )
-    if announced is None:
-        announced = [_label_of(dataset, row) for row in range(_length(dataset))]
     labels = []
     for row, label in enumerate(announced):
-        try:
+        with _naming(row):
             labels.append(_whole(label))
-        except DataError as error:
-            raise DataError(f"row {row} of the data set {error}") from error
     return torch.tensor(labels, dtype=torch.int64)
 
 
 def _label_of(dataset: Dataset[Any], row: int) -> object:
-    try:
-        with _seeded(0):
-            return _pair(dataset[row])[1]
-    except DataError as error:
-        raise DataError(f"row {row} of the data set {error}") from error
+    with _naming(row), _seeded(0):
+        return _pair(dataset[row])[1]
 
 
 def _announced(dataset: Dataset[Any]) -> Sequence[object] | None:
@@ -210,6 +204,10 @@ def _announced(dataset: Dataset[Any]) -> Sequence[object] | None:
         return None if inner is None else [inner[row] for row in dataset.indices]
     if getattr(dataset, "target_transform", None) is not None:
         return None  # the items' labels are not the stored ones
+    return _stored_labels(dataset)
+
+
+def _stored_labels(dataset: Dataset[Any]) -> Sequence[object] | None:
     labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
     if isinstance(labels, Tensor | np.ndarray):
         return list(labels.tolist())
@@ -232,19 +230,35 @@ def _whole(label: object) -> int:
 def _as_tensor(image: object) -> Tensor:
     if isinstance(image, Image.Image):
         return image_tensor(image if image.mode in ("L", "RGB") else to_rgb(image))
+    pixels = _pixels(image)
+    pixels = pixels.unsqueeze(0) if pixels.dim() == 2 else pixels
+    if pixels.dim() != 3 or not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
+        raise DataError(f"has an image of {pixels.dtype} {list(pixels.shape)}; give uint8 or float of [C, H, W]")
+    return _finished(pixels).contiguous()
+
+
+def _pixels(image: object) -> Tensor:
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image))
-        image = image.permute(2, 0, 1) if image.dim() == 3 else image
+        pixels = torch.from_numpy(np.ascontiguousarray(image))
+        return pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
     if not isinstance(image, Tensor):
         raise DataError(f"has a {type(image).__name__} for an image; give a PIL image, a tensor or a numpy array")
-    image = image.unsqueeze(0) if image.dim() == 2 else image
-    if image.dim() != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
-        raise DataError(f"has an image of {image.dtype} {list(image.shape)}; give uint8 or float of [C, H, W]")
-    if not image.is_floating_point():
-        return image.contiguous()
-    if not image.isfinite().all():
+    return image
+
+
+def _finished(pixels: Tensor) -> Tensor:
+    if pixels.is_floating_point() and not pixels.isfinite().all():
         raise DataError("has an image with NaN or infinite pixels; mend its transform")
-    return image.to(torch.float32).contiguous()
+    return pixels.to(torch.float32) if pixels.is_floating_point() else pixels
+
+
+@contextmanager
+def _naming(row: int) -> Iterator[None]:
+    """Let an error about an item say which one it is."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"row {row} of the data set {error}") from error
 
 
 @contextmanager

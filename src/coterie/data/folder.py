@@ -37,15 +37,9 @@ def folder(config: DataConfig, seed: int) -> Source:
     root = Path(config.root)
     labels = {name: label for label, name in enumerate(_class_names(root / "train"))}
     files = _list_files(root / "train", labels)
-    for name, found in files.items():
-        if len(found) == 1:
-            raise DataError(f"class {name!r} has one training image ({str(found[0])!r}); add images or drop the class")
+    _refuse_lone_images(files)
     test = _test_folder(root)
-    for name in _class_names(test):
-        if name not in labels:
-            raise DataError(
-                f"{str(test / name)!r} is not a class of {str(root / 'train')!r}; add it there or remove it"
-            )
+    _refuse_strangers(test, root / "train", labels)
     framing = _framing(config, next(iter(files.values()))[0])
     return Source(
         name="folder",
@@ -54,6 +48,18 @@ def folder(config: DataConfig, seed: int) -> Source:
         classes=tuple(labels),
         normalisation=_IMAGENET,
     )
+
+
+def _refuse_lone_images(files: Mapping[str, list[Path]]) -> None:
+    for name, found in files.items():
+        if len(found) == 1:
+            raise DataError(f"class {name!r} has one training image ({str(found[0])!r}); add images or drop the class")
+
+
+def _refuse_strangers(test: Path, train: Path, labels: Mapping[str, int]) -> None:
+    for name in _class_names(test):
+        if name not in labels:
+            raise DataError(f"{str(test / name)!r} is not a class of {str(train)!r}; add it there or remove it")
 
 
 def _framing(config: DataConfig, first: Path) -> Framing:
@@ -89,13 +95,21 @@ def _test_folder(root: Path) -> Path:
 def _class_names(root: Path) -> list[str]:
     if not root.is_dir():
         raise DataError(f"{str(root)!r} is missing; data.root must hold 'train' with a folder of images per class")
-    for path in root.iterdir():
-        if path.is_file() and path.suffix.lower() in SUFFIXES:
-            raise DataError(f"{str(path)!r} is in no class; move it into a folder named after its class")
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    _refuse_loose_images(root)
+    names = [path.name for path in _visible(root) if path.is_dir()]
     if not names:
         raise DataError(f"{str(root)!r} has no classes; add a folder of images for each class")
     return names
+
+
+def _refuse_loose_images(root: Path) -> None:
+    for path in root.iterdir():
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            raise DataError(f"{str(path)!r} is in no class; move it into a folder named after its class")
+
+
+def _visible(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if not path.name.startswith("."))
 
 
 def _list_files(root: Path, labels: Mapping[str, int]) -> dict[str, list[Path]]:
@@ -107,10 +121,14 @@ def _list_files(root: Path, labels: Mapping[str, int]) -> dict[str, list[Path]]:
 
 
 def _images(root: Path) -> list[Path]:
-    paths = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    paths = _visible(root)
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{str(path)!r} is not an image file; remove it, or convert it to PNG or JPEG")
-        if not path.is_file() or not path.stat().st_size:
-            raise DataError(f"{str(path)!r} is missing or empty; restore or remove it")
+        _check_image_file(path)
     return paths
+
+
+def _check_image_file(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{str(path)!r} is not an image file; remove it, or convert it to PNG or JPEG")
+    if not path.is_file() or not path.stat().st_size:
+        raise DataError(f"{str(path)!r} is missing or empty; restore or remove it")

@@ -10,12 +10,12 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from coterie.core.crash import crash_point
 from coterie.core.errors import CheckpointError, ConfigError
-from coterie.core.files import RecordWarning, reason, remove_leftovers, remove_tree, sync_folder
+from coterie.core.files import RecordWarning, is_taken, reason, remove_leftovers, remove_tree, sync_folder, unused_path
 from coterie.engine.checkpoint_files import (
     DamagedCheckpoint,
     free_space,
@@ -134,17 +134,14 @@ class CheckpointStore:
                 self._report(bad, damage, read_only=read_only)
             return step, snapshot
         if damaged:
-            listed = ", ".join(str(damage).rpartition(";")[0] for damage in damaged.values())
-            raise CheckpointError(
-                f"no checkpoint in {self.folder} is whole: {listed}; restore one, or start over with --fresh"
-            )
+            raise self._none_whole(damaged.values())
         return None
 
     def set_all_aside(self) -> None:
         """Rename all checkpoints to `.aside-...`, so that a run can start over; nothing is deleted."""
         for step in self.steps():
             path = self._found(step)
-            path.rename(_unused(self.folder, f".aside-{path.name.lstrip('.')}"))
+            path.rename(unused_path(self.folder, f".aside-{path.name.lstrip('.')}"))
 
     def clean(self) -> None:
         """Remove what an interrupted save left; call it only while holding the lock of the run."""
@@ -159,13 +156,20 @@ class CheckpointStore:
             self._report(step, damage, read_only=False)
             return False
 
+    def _none_whole(self, damages: Iterable[DamagedCheckpoint]) -> CheckpointError:
+        listed = ", ".join(str(damage).rpartition(";")[0] for damage in damages)
+        return CheckpointError(
+            f"no checkpoint in {self.folder} is whole: {listed}; restore one, or start over with"
+            f" coterie train --resume {self.folder.parent} --fresh"
+        )
+
     def _found(self, step: int) -> Path:
         path = self.path_of(step)
-        return path if path.is_symlink() or path.exists() else _previous(path)
+        return path if is_taken(path) else _previous(path)
 
     def _report(self, step: int, damage: DamagedCheckpoint, *, read_only: bool) -> None:
         path = self._found(step)
-        aside = _unused(self.folder, f".bad-{path.name.lstrip('.')}")
+        aside = unused_path(self.folder, f".bad-{path.name.lstrip('.')}")
         if not read_only:
             try:
                 path.rename(aside)
@@ -191,7 +195,7 @@ def save_to(folder: Path, step: int, snapshot: Snapshot, *, now: float | None = 
     """
     previous = _previous(folder)
     with _staged(folder, step, snapshot, now) as temporary:
-        if folder.is_symlink() or folder.exists():
+        if is_taken(folder):
             _retire(previous)
             folder.rename(previous)  # `load_from` looks here while the place is empty
             crash_point("previous-kept")
@@ -211,7 +215,7 @@ def load_from(folder: Path) -> tuple[int, Snapshot]:
     Raises:
         CheckpointError: it is missing, damaged, a pickle or of a newer format.
     """
-    interrupted = not folder.is_symlink() and not folder.exists() and _previous(folder).is_dir()
+    interrupted = not is_taken(folder) and _previous(folder).is_dir()
     return read_checkpoint(_previous(folder) if interrupted else folder)
 
 
@@ -270,8 +274,3 @@ def _retire(path: Path) -> None:
 
 def _previous(folder: Path) -> Path:
     return folder.with_name(f".old-{folder.name}")
-
-
-def _unused(folder: Path, name: str) -> Path:
-    candidates = [folder / name, *(folder / f"{name}-{number}" for number in range(1, 1000))]
-    return next(path for path in candidates if not path.is_symlink() and not path.exists())

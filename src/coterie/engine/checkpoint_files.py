@@ -72,10 +72,10 @@ def write_checkpoint(folder: Path, step: int, snapshot: Snapshot, *, now: float 
         _require_name(f"{stem}.safetensors")
         path = folder / f"{stem}.safetensors"
         _write_tensors(path, tensors, mode)
-        entries[path.name] = Entry(path.stat().st_size, sha256_of(path))
+        entries[path.name] = _entry_of(path)
         crash_point("tensors-written")
     write_synced(folder / VALUES, values_json(snapshot.values))
-    entries[VALUES] = Entry((folder / VALUES).stat().st_size, sha256_of(folder / VALUES))
+    entries[VALUES] = _entry_of(folder / VALUES)
     crash_point("values-written")
     write_synced(folder / MANIFEST, _manifest(step, entries, time.time() if now is None else now))
     crash_point("manifest-written")
@@ -179,6 +179,10 @@ def _separate(tensors: Mapping[str, Tensor]) -> Tensors:
     return copies
 
 
+def _entry_of(path: Path) -> Entry:
+    return Entry(path.stat().st_size, sha256_of(path))
+
+
 def _manifest(step: int, entries: Mapping[str, Entry], now: float) -> bytes:
     manifest = {
         "format": FORMAT,
@@ -217,17 +221,22 @@ def _size_of(path: Path) -> int:
 
 
 def _read_tensors(path: Path) -> Tensors:
-    with open_regular(path) as file:
-        head = file.read(2)
-    if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise DamagedCheckpoint(
-            f"{path} is a pickle, which could run code and is never loaded; convert it to safetensors in a sandbox"
-        )
+    open_regular(path).close()  # refuses links and pipes, which the library would follow
     try:
         loaded = safetensors.torch.load_file(path)
         return {name: tensor.clone() for name, tensor in loaded.items()}  # loaded ones are windows on the file
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DamagedCheckpoint(f"{path} is not a safetensors file ({error}); use another checkpoint") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DamagedCheckpoint:
+    with open_regular(path) as file:
+        head = file.read(2)  # the size of a header may begin like this too: look only when nothing else fits
+    if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return DamagedCheckpoint(
+            f"{path} is a pickle, which could run code and is never loaded; convert it to safetensors in a sandbox"
+        )
+    return DamagedCheckpoint(f"{path} is not a safetensors file ({error}); use another checkpoint")
 
 
 def _guard(read: Callable[[], T], path: Path) -> T:

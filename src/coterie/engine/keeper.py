@@ -22,7 +22,7 @@ class CheckpointKeeper:
 
     Args:
         store: where they go.
-        meters: the open row of the log; it is checked first, so that no checkpoint holds a loss that is not finite.
+        meters: the open row of the log; it is checked first, so that no checkpoint holds what is not finite.
         log: its length belongs to a checkpoint, so that a resumed run cuts what comes after.
         every: batches between checkpoints; 0 for one per epoch.
         facts: plain values stored with each checkpoint: what the run must find unchanged.
@@ -40,30 +40,31 @@ class CheckpointKeeper:
         self._failed = 0
 
     def on_step(self, run: Run) -> None:
-        """Save when the number of batches is a multiple of `every`."""
-        if self.every and run.batches % self.every == 0:
-            self.save(run)
+        """Save when the number of batches has reached a multiple of `every`."""
+        if self.every and run.passed(self.every):
+            self.save(run, _PATIENCE)
 
     def on_epoch(self, run: Run) -> None:
         """Save after each epoch when `every` is 0, and always after the last."""
-        if not self.every or run.clock.epoch == run.epochs:
-            self.save(run)
+        last = run.clock.epoch == run.epochs
+        if not self.every or last:
+            self.save(run, patience=1 if last else _PATIENCE)
 
-    def save(self, run: Run) -> None:
-        """Write a checkpoint; when the disk refuses, warn and train on, at most three times in a row.
+    def save(self, run: Run, patience: int = 1) -> None:
+        """Write a checkpoint; when the disk refuses, warn and train on, less than `patience` times in a row.
 
         Raises:
-            NumericError: a loss was not finite; older checkpoints are sound.
-            CheckpointError: the third save in a row has failed.
+            NumericError: a loss or a weight is not finite; older checkpoints are sound.
+            CheckpointError: too many saves in a row have failed.
         """
-        self.meters.check()
+        self.meters.check(run)
         snapshot = capture(run, self.meters)
         values = {**snapshot.values, **self.extra, "facts": self.facts, "log_bytes": self.log.offset()}
         try:
             self.store.save(run.batches, replace(snapshot, values=values))
         except CheckpointError as error:
             self._failed += 1
-            if self._failed >= _PATIENCE:
+            if self._failed >= patience:
                 raise
             warnings.warn(f"{error}; training goes on", CheckpointWarning, stacklevel=2)
             return

@@ -87,6 +87,10 @@ class Run:
         """Batches done since the run began."""
         return self.clock.epoch * self.loader.batches_per_epoch + self.clock.position
 
+    def passed(self, every: int) -> bool:
+        """Whether an optimiser step was just taken with whose batches the count reached a multiple of `every`."""
+        return self.stepper.idle and self.batches % every < self.stepper.group
+
 
 def fit(run: Run) -> None:
     """Train from where the clock stands to the last epoch.
@@ -117,7 +121,7 @@ def train_epoch(run: Run) -> None:
         with torch.no_grad():
             method.after_step(peers, batch)
         run.clock.position += 1
-        if outer_every and run.batches % outer_every == 0:
+        if outer_every and run.passed(outer_every):
             method.outer_step(_outer(run, batch))
         with torch.no_grad():
             for watcher in run.watchers:
@@ -129,10 +133,12 @@ def train_epoch(run: Run) -> None:
 
 def _outer(run: Run, batch: Batch) -> Outer:
     cohort = run.objective.cohort
+    for parameter in run.objective.method.outer_parameters():
+        parameter.grad = None  # the main loss has left its gradient here, which the main optimiser does not clear
     return Outer(batch=batch, cohort=cohort, forward=lambda b: cohort(b.views), optimizer=run.stepper.optimizer)
 
 
 def _stop_if_asked(run: Run) -> None:
     if run.interrupt.asked:
         run.keeper.save(run)
-        raise Preempted(f"stopped after {run.batches} batches and saved; go on with: coterie train --resume RUN")
+        raise Preempted(f"stopped after {run.batches} batches and saved")

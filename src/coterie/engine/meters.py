@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coterie.core.errors import NumericError
+from coterie.core.errors import NumericError, ShapeError
 from coterie.core.types import Batch, Peers, Terms
 from coterie.engine.loop import Run
 
@@ -38,20 +38,22 @@ class Meters:
         self._since = time.perf_counter()
 
     def on_step(self, run: Run, peers: Peers, terms: Terms, batch: Batch) -> None:
-        """Add the figures of a batch; write a row when it is time."""
-        self._names = [term.name for term in terms]
-        size = float(batch.size)
-        losses = torch.stack([terms.total(), *(term.value for term in terms)]).detach().double() * size
-        correct = torch.stack([(peer.logits.argmax(dim=1) == batch.labels).sum() for peer in peers]).double()
-        row = torch.cat([losses.new_full((1,), size), losses, correct])
+        """Add the figures of a batch; write a row when it is time.
+
+        Raises:
+            NumericError: a loss of the row is not finite.
+            ShapeError: the terms are others than those of the batches before.
+        """
+        self._take_names([term.name for term in terms])
+        row = _sums_of(peers, terms, batch)
         self._sums = row if self._sums is None else self._sums + row
         if self.every and run.batches % self.every == 0:
             self._write(run)
 
     def on_epoch(self, run: Run) -> None:
-        """Write what has gathered since the last row."""
-        if self._sums is not None:
-            self._write(run)
+        """Write what has gathered since the last row; raises `NumericError` as `check` does."""
+        self.check(run)
+        self._write(run)
 
     def state(self) -> tuple[dict[str, Tensor], list[str]]:
         """Sums `[1 + 1 + terms + M]` since the last row, and the names of the terms."""
@@ -62,14 +64,25 @@ class Meters:
         self._names = list(names)
         self._sums = tensors["sums"].to(device) if "sums" in tensors else None
 
-    def check(self) -> None:
-        """Read the sums and raise if a loss was not finite.
+    def check(self, run: Run) -> None:
+        """Read sums and weights, and raise if a loss was or a weight is not finite.
 
         Raises:
-            NumericError: a term became infinite or not a number since the last row.
+            NumericError: a term since the last row or a parameter is infinite or not a number.
         """
         if self._sums is not None:
             self._figures(self._sums.tolist())
+        broken = run.objective.broken()
+        if broken:
+            raise _not_finite(f"{len(broken)} parameters are not finite, {broken[0]} for one")
+
+    def _take_names(self, names: list[str]) -> None:
+        if self._sums is not None and names != self._names:
+            raise ShapeError(
+                f"a method returned the terms {names} after {self._names}; return the same in every step, with weight 0"
+                " where one does not count"
+            )
+        self._names = names
 
     def _write(self, run: Run) -> None:
         sums = self._sums
@@ -94,11 +107,27 @@ class Meters:
 
     def _figures(self, sums: list[float]) -> tuple[float, dict[str, float], list[float], float]:
         images, *means = sums[0], *(value / sums[0] for value in sums[1:])
-        loss, terms, accuracy = means[0], means[1 : 1 + len(self._names)], means[1 + len(self._names) :]
-        bad = [name for name, value in zip(self._names, terms, strict=True) if not math.isfinite(value)]
-        if bad or not math.isfinite(loss):
-            raise NumericError(
-                f"the loss is not finite (terms: {', '.join(bad) or 'total'}); lower optim.lr, add optim.warmup_epochs"
-                " or optim.clip, and resume from the last checkpoint, which is sound"
-            )
-        return loss, dict(zip(self._names, terms, strict=True)), [100.0 * value for value in accuracy], images
+        loss, values, accuracy = means[0], means[1 : 1 + len(self._names)], means[1 + len(self._names) :]
+        terms = dict(zip(self._names, values, strict=True))
+        _check_finite(loss, terms)
+        return loss, terms, [100.0 * value for value in accuracy], images
+
+
+def _sums_of(peers: Peers, terms: Terms, batch: Batch) -> Tensor:
+    """Images, total, terms and correct answers of every peer, `[1 + 1 + terms + M]`, summed over the batch."""
+    size = float(batch.size)
+    losses = torch.stack([terms.total(), *(term.value for term in terms)]).detach().double() * size
+    correct = torch.stack([(peer.logits.argmax(dim=1) == batch.labels).sum() for peer in peers]).double()
+    return torch.cat([losses.new_full((1,), size), losses, correct])
+
+
+def _check_finite(loss: float, terms: Mapping[str, float]) -> None:
+    bad = [name for name, value in terms.items() if not math.isfinite(value)]
+    if bad or not math.isfinite(loss):
+        raise _not_finite(f"the loss is not finite (terms: {', '.join(bad) or 'total'})")
+
+
+def _not_finite(what: str) -> NumericError:
+    return NumericError(
+        f"{what}; no checkpoint holds it: start a new run with a lower optim.lr, with optim.warmup_epochs or optim.clip"
+    )

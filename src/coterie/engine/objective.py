@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from coterie.cohort import Cohort
@@ -33,6 +34,12 @@ class Objective(nn.Module):
         """
         peers: list[PeerOutput] = self.cohort(batch.views)
         return peers, self.method.losses(peers, batch)
+
+    def broken(self) -> list[str]:
+        """Names of parameters that are not finite; waits for the device once."""
+        names, parameters = zip(*self.named_parameters(), strict=True)
+        fine: list[bool] = torch.stack([parameter.isfinite().all() for parameter in parameters]).tolist()
+        return [name for name, good in zip(names, fine, strict=True) if not good]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters of the main optimiser by name, shared ones once, those of an outer step left out."""

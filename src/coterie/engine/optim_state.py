@@ -14,7 +14,8 @@ from coterie.engine.snapshot import Plain, Tensors, as_list, as_mapping
 
 Names: TypeAlias = Mapping[Tensor, str]
 
-_OF_THE_MACHINE = frozenset({"foreach", "fused", "capturable", "differentiable"})
+# What a group holds beside its options: the parameters, and how this machine computes.
+_NO_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
 
 def parameter_names(peers: Plain, method: nn.Module | None = None) -> dict[Tensor, str]:
@@ -50,11 +51,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Names) -> Tensors
         for key, value in state.items():
             if value is None:
                 continue
-            if not isinstance(value, Tensor):
-                raise CheckpointError(
-                    f"{type(optimizer).__name__} keeps {key!r} of {name} as a {type(value).__name__};"
-                    " use an optimiser whose state is tensors, such as sgd or adamw"
-                )
+            _require_tensor(value, f"{type(optimizer).__name__} keeps {key!r} of {name}")
             _check(value, parameter, name, key)
             tensors[f"{name}/{key}"] = value.detach()
     return tensors
@@ -64,7 +61,7 @@ def optimizer_values(optimizer: torch.optim.Optimizer, names: Names) -> JsonValu
     """Kind and parameter groups of an optimiser: names in order, options such as `lr` and `betas`."""
     groups: list[JsonValue] = [
         {
-            "names": [_name(names, parameter) for parameter in group["params"]],
+            "names": _names_of(group, names),
             "options": {key: _plain(value) for key, value in _options(group).items()},
         }
         for group in optimizer.param_groups
@@ -135,41 +132,55 @@ def _restored_groups(
         )
     groups, first = [], 0
     for group, stored in zip(optimizer.param_groups, saved, strict=True):
-        _check_names([_name(names, parameter) for parameter in group["params"]], as_list(stored.get("names")))
-        options = as_mapping(stored.get("options"))
-        current = _options(group)
-        if options.keys() != current.keys():
-            different = ", ".join(sorted(options.keys() ^ current.keys()))
-            raise CheckpointError(
-                f"options of the optimiser differ ({different}); resume with the optimiser of the run"
-            )
+        _check_names(_names_of(group, names), as_list(stored.get("names")))
+        options = _restored_options(_options(group), as_mapping(stored.get("options")))
         numbers = list(range(first, first + len(group["params"])))
         first += len(numbers)
-        restored = {key: _like(options[key], current[key], key) for key in options}
-        groups.append({**group, **restored, "params": numbers})
+        groups.append({**group, **options, "params": numbers})
     return groups
+
+
+def _restored_options(current: Mapping[str, Any], saved: Mapping[str, JsonValue]) -> dict[str, Any]:
+    if saved.keys() != current.keys():
+        different = ", ".join(sorted(saved.keys() ^ current.keys()))
+        raise CheckpointError(f"options of the optimiser differ ({different}); resume with the optimiser of the run")
+    return {key: _like(saved[key], current[key], key) for key in saved}
 
 
 def _restored_state(
     optimizer: torch.optim.Optimizer, names: Names, tensors: Mapping[str, Tensor]
 ) -> dict[int, dict[str, Tensor]]:
-    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = {_name(names, parameter): number for number, parameter in enumerate(parameters)}
+    numbered = _numbered(optimizer, names)
     state: dict[int, dict[str, Tensor]] = {}
     for entry, tensor in tensors.items():
         name, _, key = entry.rpartition("/")
-        if name not in numbers:
+        if name not in numbered:
             raise CheckpointError(f"the checkpoint has state of {name!r}, which the optimiser does not change")
-        parameter = parameters[numbers[name]]
+        number, parameter = numbered[name]
         _check(tensor, parameter, name, key)
         copied = tensor.clone() if key == "step" else torch.empty_like(parameter).copy_(tensor)
-        state.setdefault(numbers[name], {})[key] = copied.detach()
+        state.setdefault(number, {})[key] = copied.detach()
     return state
 
 
+def _numbered(optimizer: torch.optim.Optimizer, names: Names) -> dict[str, tuple[int, Tensor]]:
+    """Every parameter by name, with the number that torch gives it in a state dict."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return {_name(names, parameter): (number, parameter) for number, parameter in enumerate(parameters)}
+
+
+def _require_tensor(value: object, found: str) -> None:
+    if not isinstance(value, Tensor):
+        raise CheckpointError(
+            f"{found} as a {type(value).__name__}; use an optimiser whose state is tensors, such as sgd or adamw"
+        )
+
+
 def _check(tensor: Tensor, parameter: Tensor, name: str, key: str) -> None:
-    shape = () if key == "step" else tuple(parameter.shape)
-    dtypes = (torch.float32, torch.float64) if key == "step" else (parameter.dtype,)
+    shape: tuple[int, ...] = tuple(parameter.shape)
+    dtypes: tuple[torch.dtype, ...] = (parameter.dtype,)
+    if key == "step":
+        shape, dtypes = (), (torch.float32, torch.float64)
     if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
         raise CheckpointError(
             f"{key!r} of {name} has shape {tuple(tensor.shape)} in {tensor.dtype} and must have {shape}"
@@ -180,11 +191,15 @@ def _check(tensor: Tensor, parameter: Tensor, name: str, key: str) -> None:
 def _check_names(expected: Iterable[str], given: Iterable[JsonValue]) -> None:
     expected, given = list(expected), list(given)
     if expected != given:
-        different = sorted({str(name) for name in given} ^ set(expected)) or ["their order"]
+        different = sorted({*map(str, given)} ^ set(expected)) or ["their order"]
         raise CheckpointError(
             f"the optimiser changes other parameters than the checkpoint: {', '.join(different[:3])};"
             " resume with the recipe of the run that wrote it"
         )
+
+
+def _names_of(group: Mapping[str, Any], names: Names) -> list[str]:
+    return [_name(names, parameter) for parameter in group["params"]]
 
 
 def _name(names: Names, parameter: Tensor) -> str:
@@ -194,15 +209,15 @@ def _name(names: Names, parameter: Tensor) -> str:
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params" and key not in _OF_THE_MACHINE}
+    return {key: value for key, value in group.items() if key not in _NO_OPTIONS}
 
 
 def _plain(value: Any) -> JsonValue:  # noqa: ANN401 - options of an optimiser have no type
     if isinstance(value, Tensor):
         return float(value)
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
+        return list(map(_plain, value))
+    if isinstance(value, bool | int | float | str | None):
         return value
     raise CheckpointError(f"an option of the optimiser is a {type(value).__name__}; give numbers, words or tuples")
 
@@ -210,8 +225,19 @@ def _plain(value: Any) -> JsonValue:  # noqa: ANN401 - options of an optimiser h
 def _like(saved: JsonValue, current: Any, key: str) -> Any:  # noqa: ANN401 - options of an optimiser have no type
     if isinstance(current, Tensor) and isinstance(saved, int | float):
         return torch.full_like(current, saved)
-    if isinstance(current, tuple) and len(as_list(saved)) == len(current):
-        return tuple(_like(item, old, key) for item, old in zip(as_list(saved), current, strict=True))
-    if isinstance(current, tuple) or (isinstance(saved, str | Mapping | list) and not isinstance(current, str)):
-        raise CheckpointError(f"option {key!r} of the optimiser cannot be {saved!r}; restore the checkpoint")
+    if isinstance(current, tuple):
+        return _like_items(saved, current, key)
+    if isinstance(saved, str | Mapping | list) and not isinstance(current, str):
+        raise _unfit(saved, key)
     return saved
+
+
+def _like_items(saved: JsonValue, current: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    items = as_list(saved)
+    if len(items) != len(current):
+        raise _unfit(saved, key)
+    return tuple(_like(item, old, key) for item, old in zip(items, current, strict=True))
+
+
+def _unfit(saved: JsonValue, key: str) -> CheckpointError:
+    return CheckpointError(f"option {key!r} of the optimiser cannot be {saved!r}; restore the checkpoint")

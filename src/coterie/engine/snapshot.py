@@ -131,7 +131,7 @@ def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *
     Raises:
         CheckpointError: the first three differences, in one line.
     """
-    names = [*expected, *(name for name in given if name not in expected)]
+    names = dict.fromkeys([*expected, *given])
     differences = [found for name in names if (found := _difference(name, expected.get(name), given.get(name)))]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""

@@ -43,6 +43,7 @@ class Stepper:
     Attributes:
         rate: learning rate of the last step.
         idle: whether no gradients are waiting for further batches; only then may a checkpoint be written.
+        group: batches of the step that the last batch belongs to.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Stepper:
         self.epochs = epochs
         self.rate = 0.0
         self.idle = True
+        self.group = 1
 
     def __call__(self, loss: Tensor, epoch: int, position: int) -> None:
         """Back-propagate, and step when enough batches were accumulated.
@@ -71,12 +73,12 @@ class Stepper:
             epoch: counted from 0.
             position: of the batch within the epoch.
         """
-        group, place = divmod(position, self.config.accumulate)
-        size = min(self.config.accumulate, self.batches_per_epoch - group * self.config.accumulate)
-        self.precision.scaler.scale(loss / size).backward()  # type: ignore[no-untyped-call]
-        self.idle = place == size - 1
+        number, place = divmod(position, self.config.accumulate)
+        self.group = min(self.config.accumulate, self.batches_per_epoch - number * self.config.accumulate)
+        self.precision.scaler.scale(loss / self.group).backward()  # type: ignore[no-untyped-call]
+        self.idle = place == self.group - 1
         if self.idle:
-            self._step(epoch * self.steps_per_epoch + group)
+            self._step(epoch * self.steps_per_epoch + number)
 
     def _step(self, step: int) -> None:
         self.rate = learning_rate(self.config, step=step, steps_per_epoch=self.steps_per_epoch, epochs=self.epochs)

@@ -148,13 +148,26 @@ def _word(value: float | None, style: str) -> str:
 
 
 def _prepare(net: nn.Module, image_shape: Sequence[int], num_classes: int) -> _Job:
+    twin = _contiguous_twin(net)
+    adds = multiply_adds(twin, image_shape)  # first, as it says in one line when images of this shape do not fit
+    images = torch.randn((3, *image_shape), generator=torch.Generator().manual_seed(0)).to(_dtype(twin))
+    logits = _logits(twin, images)
+    _check_logits(logits, num_classes)
+    return _Job(twin, images, logits, count_parameters(twin), adds)
+
+
+def _contiguous_twin(net: nn.Module) -> nn.Module:
     twin = copy.deepcopy(net).cpu().eval()
     for tensor in itertools.chain(twin.parameters(), twin.buffers()):
         tensor.data = tensor.data.contiguous()  # files keep no memory format, and other formats round otherwise
-    adds = multiply_adds(twin, image_shape)  # first, as it says in one line when images of this shape do not fit
-    dtype = next((tensor.dtype for tensor in twin.parameters() if tensor.is_floating_point()), torch.float32)
-    images = torch.randn((3, *image_shape), generator=torch.Generator().manual_seed(0)).to(dtype)
-    logits = _logits(twin, images)
+    return twin
+
+
+def _dtype(net: nn.Module) -> torch.dtype:
+    return next((tensor.dtype for tensor in net.parameters() if tensor.is_floating_point()), torch.float32)
+
+
+def _check_logits(logits: object, num_classes: int) -> None:
     if not isinstance(logits, Tensor) or logits.shape != (3, num_classes):
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
@@ -163,7 +176,6 @@ def _prepare(net: nn.Module, image_shape: Sequence[int], num_classes: int) -> _J
         )
     if not logits.isfinite().all():
         raise NumericError("the leader's logits are not finite; export an earlier checkpoint")
-    return _Job(twin, images, logits, count_parameters(twin), adds)
 
 
 def _erased(net: nn.Module) -> nn.Module:
@@ -230,19 +242,24 @@ def _replacing(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            fresh, old = Path(scratch, "new"), Path(scratch, "old")
+            fresh = Path(scratch, "new")
             fresh.mkdir()
             yield fresh
-            if folder.exists():
-                folder.rename(old)
-            try:
-                fresh.rename(folder)
-            except OSError:
-                if old.exists():
-                    old.rename(folder)
-                raise
+            _swap(fresh, folder, old=Path(scratch, "old"))
     except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
+
+
+def _swap(fresh: Path, folder: Path, *, old: Path) -> None:
+    """Rename `folder` to `old` and `fresh` to `folder`; the old folder comes back when that fails."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
 
 
 def _check_free(folder: Path) -> None:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from coterie.core.errors import CheckpointError, ConfigError
@@ -53,11 +53,7 @@ def write_weights(net: nn.Module, path: Path, *, build: Callable[[], nn.Module],
         ConfigError: the state dict holds something that is not a tensor.
         CheckpointError: the weights do not fit the plain network.
     """
-    state = net.state_dict()
-    odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise ConfigError(f"state {odd[0]!r} is not a tensor; only plain state dicts can be exported")
-    save_file({name: value.clone() for name, value in state.items()}, path, {"format": "pt", "network": network})
+    path.write_bytes(save(_copied_state(net), {"format": "pt", "network": network}))  # save_file ignores the umask
     plain = build().cpu().eval()
     try:
         plain.load_state_dict(load_file(path), strict=True)
@@ -120,6 +116,14 @@ def write_onnx(net: nn.Module, path: Path, *, images: Tensor) -> Loaded:
     if find_spec("onnxruntime") is None:
         return Loaded("any batch size; not compared, onnxruntime is not installed")
     return Loaded("any batch size", _session(path))
+
+
+def _copied_state(net: nn.Module) -> dict[str, Tensor]:
+    state = net.state_dict()
+    odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ConfigError(f"state {odd[0]!r} is not a tensor; only plain state dicts can be exported")
+    return {name: value.clone() for name, value in state.items()}
 
 
 def _session(path: Path) -> Forward:

@@ -68,9 +68,9 @@ class ModelCard:
 def loading_script(card: ModelCard, image_shape: Sequence[int]) -> str:
     """Write the script that loads `leader.pt2` with torch alone and classifies images `[C, H, W]`."""
     return _SCRIPT.substitute(
-        mean=[float(value) for value in card.normalisation.mean],
-        std=[float(value) for value in card.normalisation.std],
-        shape=", ".join(str(size) for size in (1, *image_shape)),
+        mean=list(map(float, card.normalisation.mean)),
+        std=list(map(float, card.normalisation.std)),
+        shape=", ".join(map(str, (1, *image_shape))),
     )
 
 
@@ -91,24 +91,28 @@ def render_card(
     """
     facts = {
         **card.facts,
-        "input": " x ".join(str(size) for size in image_shape) + ", values in [0, 1], then normalised",
-        "mean": ", ".join(f"{value:g}" for value in card.normalisation.mean),
-        "standard deviation": ", ".join(f"{value:g}" for value in card.normalisation.std),
+        "input": " x ".join(map(str, image_shape)) + ", values in [0, 1], then normalised",
+        "mean": _numbers(card.normalisation.mean),
+        "standard deviation": _numbers(card.normalisation.std),
     }
     return _PAGE.substitute(
         network=_cell(card.network),
         count=len(card.classes),
         parameters=f"{parameters:,}",
         multiply_adds=f"{multiply_adds:,}",
-        facts="\n".join(_row(pair) for pair in facts.items()),
+        facts="\n".join(map(_row, facts.items())),
         files="\n".join([_row(files[0]), _row(["---"] * len(files[0])), *map(_row, files[1:])]),
         script=loading_script(card, image_shape),
         classes=", ".join(f"{label}: {_cell(name)}" for label, name in enumerate(card.classes)),
     )
 
 
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
 
 
 def _cell(text: str) -> str:

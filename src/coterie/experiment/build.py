@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def build_nets(recipe: Recipe, *, num_classes: int, channels: int, image_size: i
 
 
 def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
-    """Build the method with fresh heads and memories.
+    """Build the method with fresh heads and memories, and let the cohort give what it needs.
 
     Raises:
         ConfigError: the cohort or the data cannot serve it.
@@ -79,6 +80,10 @@ def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
     with _fresh(mix(recipe.seed, "heads")):
         method = METHODS[recipe.method](recipe.method_config, facts)
         method.attach(cohort)
+    needs = method.requirements()
+    if needs.held_out and data.validation is None:
+        raise ConfigError(f"{recipe.method} learns from held-out images; set data.validation, 0.1 for instance")
+    cohort.stage_maps, cohort.rescale, cohort.peer_views = needs.stage_maps, needs.rescale_branches, needs.peer_views
     return method
 
 
@@ -92,16 +97,12 @@ def build_cohort(recipe: Recipe, data: Opened, nets: Sequence[nn.Module] | None 
         nets = build_nets(
             recipe, num_classes=len(data.classes), channels=data.train.channels, image_size=data.train.image_size
         )
-    needs = METHODS[recipe.method].needs
     cohort = Cohort(
         nets,
         leader=recipe.cohort.leader,
         shared=recipe.cohort.shared,
         tree=recipe.cohort.tree,
-        rescale=needs.rescale_branches,
-        stage_maps=needs.stage_maps,
         frozen=recipe.cohort.frozen,
-        peer_views=needs.peer_views,
     )
     load_weights(cohort, recipe.cohort.weights)
     if cohort.num_classes != len(data.classes):
@@ -156,6 +157,8 @@ def runtime(config: TrainConfig, seed: int) -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     tensors, values = rng_tensors(), rng_values()
     torch.set_num_threads(config.threads or threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA refuses to be deterministic
     torch.use_deterministic_algorithms(config.deterministic)
     torch.manual_seed(seed)
     numpy.random.seed(seed % 2**32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 
@@ -22,7 +23,7 @@ def catalogue(what: str) -> Rows:
         what: `methods`, `nets`, `data` or `recipes`.
 
     Returns:
-        A header and one row per thing, sorted by name.
+        A header and one row per thing, sorted by name with numbers in their order; a fourth column is an aside.
     """
     tables: dict[str, Callable[[], Rows]] = {
         "methods": _methods,
@@ -42,17 +43,22 @@ def _methods() -> Rows:
 
 
 def _described(kind: str, registry: Mapping[str, object]) -> Rows:
-    return [(kind, "what it is"), *((name, _first_line(thing)) for name, thing in registry.items())]
+    names = sorted(registry, key=_natural)
+    return [(kind, "what it is"), *((name, _first_line(registry[name])) for name in names)]
 
 
 def _recipes() -> Rows:
-    rows: Rows = [("recipe", "method", "epochs", "what it is")]
+    rows: Rows = [("recipe", "epochs", "what it is", "method")]
     for name in recipe_names():
         text = find_recipe(name).read_text(encoding="utf-8")
         tree = tomllib.loads(text)
         comment = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
-        rows.append((name, str(tree["method"]["name"]), str(tree.get("epochs", "")), comment))
+        rows.append((name, str(tree.get("epochs", "")), comment, str(tree["method"]["name"])))
     return rows
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _first_line(thing: object) -> str:

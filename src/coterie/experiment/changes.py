@@ -44,16 +44,16 @@ def check_unchanged(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue
     Raises:
         CheckpointError: they differ in more than `MAY_CHANGE`; the differences are named.
     """
-    changed = {
-        key: values
-        for key, values in differences(str(before.get("recipe")), str(now.get("recipe"))).items()
-        if key not in MAY_CHANGE
-    }
+    _check_recipe(str(before.get("recipe")), str(now.get("recipe")))
+    if before.get("data") != now.get("data"):
+        raise CheckpointError("the training set has changed since the run was begun; restore it or start a new run")
+
+
+def _check_recipe(before: str, now: str) -> None:
+    changed = {key: values for key, values in differences(before, now).items() if key not in MAY_CHANGE}
     if changed:
         listed = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changed.items())
         raise CheckpointError(f"the run was begun with another recipe ({listed}); resume without these changes")
-    if before.get("data") != now.get("data"):
-        raise CheckpointError("the training set has changed since the run was begun; restore it or start a new run")
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -101,20 +101,26 @@ class Comparison:
 
     def _tasks(self) -> list[_Task]:
         load_plugins(self.plugins)
-        if len(self.recipes) < 2 or len(set(self.recipes)) < len(self.recipes):
-            raise ConfigError(f"compare needs two or more different recipes and got {list(self.recipes)}")
-        if self.seeds < 1 or self.jobs < 1:
-            raise ConfigError(f"--seeds is {self.seeds} and --jobs {self.jobs}; give at least 1 of each")
+        self._check_numbers()
         recipes = {name: load_recipe(find_recipe(name), self.settings) for name in self.recipes}
         if not self.unequal:
             _check_equal(recipes)
         first = recipes[self.recipes[0]].seed
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
         return [
-            _Task(name, replace(recipe, seed=seed), self.folder(name, seed), self.plugins, threads)
+            self._task(name, replace(recipe, seed=seed))
             for seed in range(first, first + self.seeds)
             for name, recipe in recipes.items()
         ]
+
+    def _task(self, name: str, recipe: Recipe) -> _Task:
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        return _Task(name, recipe, self.folder(name, recipe.seed), self.plugins, threads)
+
+    def _check_numbers(self) -> None:
+        if len(self.recipes) < 2 or len(set(self.recipes)) < len(self.recipes):
+            raise ConfigError(f"compare needs two or more different recipes and got {list(self.recipes)}")
+        if min(self.seeds, self.jobs) < 1:
+            raise ConfigError(f"--seeds is {self.seeds} and --jobs {self.jobs}; give at least 1 of each")
 
     def _write(self, runs: Sequence[RunResult]) -> ComparisonTable:
         table = compare_runs(runs)
@@ -130,17 +136,17 @@ class Comparison:
 def _check_equal(recipes: dict[str, Recipe]) -> None:
     (first, baseline), *others = recipes.items()
     for name, recipe in others:
-        unequal = {
-            key: values
-            for key, values in differences(to_toml(baseline), to_toml(recipe)).items()
-            if key.startswith(_EQUAL)
-        }
-        if unequal:
+        if unequal := _unequal(baseline, recipe):
             listed = ", ".join(f"{key} {old!r} and {new!r}" for key, (old, new) in unequal.items())
             raise ConfigError(
                 f"{first} and {name} differ in more than the method ({listed});"
                 " set these keys for all, or add --unequal"
             )
+
+
+def _unequal(baseline: Recipe, recipe: Recipe) -> dict[str, tuple[object, object]]:
+    changed = differences(to_toml(baseline), to_toml(recipe))
+    return {key: values for key, values in changed.items() if key.startswith(_EQUAL)}
 
 
 def _finish(tasks: Sequence[_Task], jobs: int) -> Iterator[_Outcome]:
@@ -160,13 +166,20 @@ def _finish(tasks: Sequence[_Task], jobs: int) -> Iterator[_Outcome]:
 def _train(task: _Task) -> _Outcome:
     load_plugins(task.plugins)
     folder = RunFolder(task.folder)
-    recipe = task.recipe
-    if not recipe.train.threads:
-        recipe = replace(recipe, train=replace(recipe.train, threads=task.threads))
+    recipe = _with_threads(task.recipe, task.threads)
     try:
-        begun = folder.recipe.exists()
-        if not (begun and folder.result.exists() and not differences(folder.recipe.read_text(), to_toml(recipe))):
-            Experiment(recipe, folder=task.folder, name=task.name, quiet=True).train(resume=begun)
+        if not _is_trained(folder, recipe):
+            experiment = Experiment(recipe, folder=task.folder, name=task.name, quiet=True)
+            experiment.train(resume=folder.recipe.exists())
     except CoterieError as error:
         return _Outcome(task, str(error), error.exit_code)
     return _Outcome(task)
+
+
+def _with_threads(recipe: Recipe, threads: int) -> Recipe:
+    return replace(recipe, train=replace(recipe.train, threads=recipe.train.threads or threads))
+
+
+def _is_trained(folder: RunFolder, recipe: Recipe) -> bool:
+    stored = folder.recipe.exists() and folder.result.exists()
+    return stored and not differences(folder.recipe.read_text(), to_toml(recipe))

@@ -17,8 +17,8 @@ _OPTIONAL = {
     "onnxscript": ("onnxscript", "coterie[onnx]", "export to ONNX"),
     "onnxruntime": ("onnxruntime", "coterie[onnx]", "checking an ONNX export"),
     "tensorboard": ("torch.utils.tensorboard", "coterie[track]", "TensorBoard logs"),
-    "torchvision": ("torchvision", "torchvision", "its models and transforms in your own code"),
-    "timm": ("timm", "timm", "its models in your own code"),
+    "torchvision": ("torchvision", "torchvision", "your own code"),
+    "timm": ("timm", "timm", "your own code"),
 }
 
 
@@ -45,7 +45,7 @@ def _required(name: str) -> Finding:
     version = _version(name)
     if version is None:
         return Finding(part=name, found="missing", verdict=f"run: pip install {name}")
-    if name == "torch" and tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < (2, 11):
+    if name == "torch" and tuple(map(int, version.split("+")[0].split(".")[:2])) < (2, 11):
         return Finding(part=name, found=version, verdict="too old; run: pip install --upgrade 'torch>=2.11'")
     return Finding(part=name, found=version, verdict="ok")
 

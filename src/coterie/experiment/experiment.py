@@ -17,7 +17,7 @@ from coterie.core.draws import mix
 from coterie.core.errors import ConfigError, CoterieError
 from coterie.core.record import RunFolder
 from coterie.data import Source, Split, evaluation_batches, open_data
-from coterie.engine import Interrupt, fit
+from coterie.engine import Interrupt, Preempted, fit
 from coterie.evaluation import classify, peer_logits
 from coterie.experiment.build import Parts, build_cohort, build_method, pick_device, runtime
 from coterie.experiment.session import Session, Setting
@@ -50,7 +50,7 @@ class Experiment:
     ) -> None:
         self.recipe = recipe
         self.folder = RunFolder(folder)
-        self.name = name or folder.name
+        self.name = name or self.folder.path.name
         self.nets = nets
         self.source = source
         self.console = console or Console(file=sys.stdout)
@@ -67,11 +67,12 @@ class Experiment:
         cohort.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         return Parts(data, cohort, method, device)
 
-    def train(self, *, resume: bool = False) -> dict[str, Any]:
+    def train(self, *, resume: bool = False, fresh: bool = False) -> dict[str, Any]:
         """Train to the last epoch, then open the test set and score leader, peers and ensemble on it.
 
         Args:
             resume: go on from the newest sound checkpoint of the folder.
+            fresh: begin again in the folder of a run, whose checkpoints, log and result are renamed first.
 
         Returns:
             What `result.json` holds.
@@ -81,8 +82,9 @@ class Experiment:
         """
         with ExitStack() as stack:
             stack.enter_context(self.folder.create().lock())
+            interrupt = stack.enter_context(Interrupt())
             stack.enter_context(runtime(self.recipe.train, mix(self.recipe.seed, "globals")))
-            parts = self.build()
+            parts = self._built()
             setting = Setting(
                 recipe=self.recipe,
                 name=self.name,
@@ -93,8 +95,16 @@ class Experiment:
                 console=self.console,
                 quiet=self.quiet,
             )
-            session = stack.enter_context(Session(setting, stack.enter_context(Interrupt())))
-            return _run(session, resume)
+            session = stack.enter_context(Session(setting, interrupt))
+            (session.start_over if fresh else session.resume if resume else session.start)()
+            return _run(session)
+
+    def _built(self) -> Parts:
+        try:
+            return self.build()
+        except CoterieError:
+            self.folder.remove_if_unused()
+            raise
 
     def score(self, parts: Parts, split: Split) -> CohortScores:
         """Score the cohort as it stands on a split."""
@@ -108,7 +118,9 @@ class Experiment:
         """
         split = parts.data.validation
         if split is None:
-            raise ConfigError(f"{self.recipe.method} learns from held-out images; set data.validation, 0.1 for instance")
+            raise ConfigError(
+                f"{self.recipe.method} learns from held-out images; set data.validation, 0.1 for instance"
+            )
         return iter(peer_logits(parts.cohort, self._batches(parts, split)))
 
     def _batches(self, parts: Parts, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
@@ -122,13 +134,16 @@ class Experiment:
         )
 
 
-def _run(session: Session, resume: bool) -> dict[str, Any]:
-    (session.resume if resume else session.start)()
+def _run(session: Session) -> dict[str, Any]:
     try:
         fit(session.run)
         result = session.finish()
-    except CoterieError as error:
-        session.record("preempted" if error.exit_code == 75 else "failed", error.exit_code, str(error))
+    except Preempted as error:
+        message = f"{error}; go on with: coterie train --resume {session.setting.folder.path}"
+        session.record("preempted", error.exit_code, message)
+        raise Preempted(message) from None
+    except Exception as error:
+        session.record("failed", getattr(error, "exit_code", 1), str(error))
         raise
     session.record("done", 0)
     return result

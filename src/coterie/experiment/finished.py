@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from coterie.core.draws import mix
 from coterie.core.errors import CheckpointError
 from coterie.core.files import read_json
-from coterie.engine import CheckpointStore, load_from, restore_peers
-from coterie.engine.snapshot import Snapshot, restore_module
+from coterie.engine import CheckpointStore, restore_peers
+from coterie.engine.snapshot import Snapshot
 from coterie.evaluation.export import ExportReport, export_leader, report_table
 from coterie.evaluation.model_card import ModelCard
+from coterie.experiment.best import load_best, restore_scorable
 from coterie.experiment.build import Parts, build_nets, net_names, runtime
 from coterie.experiment.experiment import Experiment
 from coterie.experiment.runs import open_run
@@ -46,9 +48,7 @@ def evaluate_run(
         test = parts.data.test()
         scores: dict[str, Any] = {}
         for title, snapshot in _states(experiment):
-            restore_peers(parts.cohort, snapshot)
-            if "method" in snapshot.tensors:
-                restore_module(parts.method, snapshot.section("method"), what="the method")
+            restore_scorable(parts, snapshot)
             scores[title] = experiment.score(parts, test).as_dict()
     if console is not None:
         console.print(score_table(scores, leader=parts.cohort.leader, names=net_names(experiment.recipe)))
@@ -57,14 +57,16 @@ def evaluate_run(
 
 def score_table(scores: dict[str, Any], *, leader: int, names: Sequence[str]) -> Table:
     """Lay scores out for a terminal: a row for the leader, each peer and the ensemble of each state."""
-    table = Table("weights", "network", "top-1 %", "top-5 %", "NLL", "ECE", box=None, pad_edge=False)
+    table = Table("weights", "network", box=None, pad_edge=False)
+    for heading in ("top-1 %", "top-5 %", "NLL", "ECE"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for title, parts in scores.items():
-        shown = title.replace("_", " ")
         rows = [(f"leader (peer {leader}, {names[leader]})", parts["leader"])]
         rows += [(f"peer {m}, {names[m]}", row) for m, row in enumerate(parts["peers"])]
+        shown = title.replace("_", " ")
         for name, row in [*rows, ("ensemble", parts["ensemble"])]:
             table.add_row(
-                shown, name, f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['nll']:.4f}", f"{row['ece']:.4f}"
+                shown, Text(name), f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['nll']:.4f}", f"{row['ece']:.4f}"
             )
     return table
 
@@ -135,10 +137,14 @@ def _card(experiment: Experiment, parts: Parts) -> ModelCard:
 
 def _show(report: ExportReport, console: Console) -> None:
     header, *rows = report_table(report.rows)
-    table = Table(*header, box=None, pad_edge=False)
+    table = Table(header[0], box=None, pad_edge=False)
+    for heading in header[1:-1]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row[:-1]))
     console.print(table)
+    for row in rows:
+        console.print(Text(f"{row[0]}: {row[-1]}"), soft_wrap=True)
     console.print(
         f"{report.folder}: {report.parameters:,} parameters, as many as the plain network;"
         f" {report.multiply_adds:,} multiply-adds an image",
@@ -153,6 +159,7 @@ def _states(experiment: Experiment) -> list[tuple[str, Snapshot]]:
     if newest is None:
         raise CheckpointError(f"{experiment.folder.path} has no checkpoint yet; train it first")
     states = [("last_epoch", newest[1])]
-    if experiment.folder.best.exists():
-        states.append(("best_on_validation", load_from(experiment.folder.best)[1]))
+    best = load_best(experiment.folder.best) if experiment.folder.best.exists() else None
+    if best is not None:
+        states.append(("best_on_validation", best))
     return states

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from coterie.config import OptimConfig, Recipe
 from coterie.core.draws import mix
@@ -34,10 +35,10 @@ class Plan:
     def show(self, console: Console) -> None:
         """Print the plan."""
         table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(style="bold")
+        table.add_column(style="bold", no_wrap=True)
         table.add_column()
         for title, text in self.lines:
-            table.add_row(title, text)
+            table.add_row(Text(title), Text(text))
         console.print(table)
 
 
@@ -66,7 +67,8 @@ def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
         role = "  <- leader" if m == cohort.leader else ""
         macs = multiply_adds(cohort[m], shape)
         lines.append((f"peer {m}", f"{name}, {count_parameters(cohort[m]):,} parameters, {macs:,} multiply-adds{role}"))
-    shared = f"stem and {cohort.shared} stages" if cohort.shared else "nothing: separate peers"
+    stages = "1 stage" if cohort.shared == 1 else f"{cohort.shared} stages"
+    shared = f"stem and {stages}" if cohort.shared else "nothing: separate peers"
     views = views_for(recipe, parts.method)
     activations = activation_bytes(cohort, (views, *shape), _DTYPES[recipe.train.precision], batch_dim=1)
     size = activations * recipe.data.batch_size / _MIB
@@ -116,7 +118,8 @@ def _budget(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
     steps = -(-batches // recipe.optim.accumulate)
     optim = recipe.optim
     return [
-        ("optimiser", f"{optim.name}, weight decay {optim.weight_decay:g}, {_rates(optim, steps, recipe.epochs)}"),
+        ("optimiser", f"{optim.name}, weight decay {optim.weight_decay:g}"),
+        ("learning rate", _rates(optim, steps, recipe.epochs)),
         ("steps", f"{recipe.epochs} epochs x {steps:,} = {recipe.epochs * steps:,} of {recipe.data.batch_size} images"),
         ("device", f"{parts.device}, {recipe.train.precision}"),
     ]
@@ -126,4 +129,4 @@ def _rates(optim: OptimConfig, steps: int, epochs: int) -> str:
     points = sorted({0, epochs // 4, epochs // 2, 3 * epochs // 4, epochs - 1})
     rates = (learning_rate(optim, step=epoch * steps, steps_per_epoch=steps, epochs=epochs) for epoch in points)
     shown = ", ".join(f"{rate:.2g} at epoch {epoch + 1}" for epoch, rate in zip(points, rates, strict=True))
-    return f"{optim.schedule} learning rate: {shown}"
+    return f"{optim.schedule}: {shown}"

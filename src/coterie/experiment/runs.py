@@ -7,14 +7,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 import coterie.methods  # noqa: F401 (registers them)
-from coterie.config import load_recipe
+from coterie.config import load_recipe, to_toml
+from coterie.core.errors import ConfigError
 from coterie.core.files import read_json
 from coterie.core.plugins import load_plugins
 from coterie.core.record import RunFolder
+from coterie.experiment.changes import differences
 from coterie.experiment.experiment import Experiment
+
+OWN_DATA = "own data"
+"""What a recipe calls networks and data that were given as Python objects."""
 
 
 def new_folder(name: str, out: Path | None = None) -> Path:
@@ -44,21 +47,43 @@ def open_run(folder: Path, overrides: Sequence[str] = (), plugins: Iterable[Path
     """
     load_plugins(plugins)
     run = RunFolder(folder).existing()
-    return Experiment(load_recipe(run.recipe, overrides), folder=folder)
+    name = run.read_environment().get("name")
+    recipe = load_recipe(run.recipe, overrides)
+    if recipe.data.name == OWN_DATA:
+        raise ConfigError(
+            f"{folder} was trained from Python on networks and data of its own; go on there:"
+            " coterie.train(..., out=..., resume=True)"
+        )
+    return Experiment(recipe, folder=folder, name=name if isinstance(name, str) else None)
 
 
-def continue_run(
-    folder: Path, overrides: Sequence[str] = (), *, plugins: Iterable[Path] = (), console: Console | None = None
-) -> dict[str, Any]:
+def continue_run(experiment: Experiment, *, fresh: bool = False) -> dict[str, Any]:
     """Go on with an interrupted run, to the bit; a finished one is only reported.
+
+    Args:
+        experiment: what `open_run` returned; settings that decide what is computed may not differ from the run's.
+        fresh: begin again instead, with any settings; what the folder holds is renamed, not deleted.
+
+    Returns:
+        What `result.json` holds.
 
     Raises:
         CoterieError: see `Experiment.train`.
     """
-    experiment = open_run(folder, overrides, plugins)
-    status = experiment.folder.read_status()
-    if status is not None and status.state == "done" and experiment.folder.result.exists():
-        (console or experiment.console).print(f"{folder} is finished; score it with: coterie evaluate {folder}")
-        result = read_json(experiment.folder.result)
-        return dict(result) if isinstance(result, dict) else {}
-    return experiment.train(resume=True)
+    result = None if fresh else _result(experiment)
+    if result is None:
+        return experiment.train(resume=not fresh, fresh=fresh)
+    folder = experiment.folder.path
+    experiment.console.print(f"{folder} is finished; score it with: coterie evaluate {folder}", soft_wrap=True)
+    return result
+
+
+def _result(experiment: Experiment) -> dict[str, Any] | None:
+    run = experiment.folder
+    status = run.read_status()
+    if status is None or status.state != "done" or not run.result.exists():
+        return None
+    if differences(run.recipe.read_text(encoding="utf-8"), to_toml(experiment.recipe)):
+        return None  # whether the settings may differ is for the checkpoint to say
+    result = read_json(run.result)
+    return dict(result) if isinstance(result, dict) and "last" in result else None

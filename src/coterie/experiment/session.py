@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from rich.console import Console
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from coterie.config import Recipe, to_toml
 from coterie.core.draws import mix
-from coterie.core.errors import CheckpointError, ConfigError
+from coterie.core.environment import describe_environment, exactness_lost
+from coterie.core.errors import ConfigError
+from coterie.core.files import RecordWarning
 from coterie.core.record import MetricsLog, RunFolder, State, Status, read_metrics
 from coterie.data import Split, ViewPlan, make_loader
 from coterie.engine import (
@@ -29,14 +32,12 @@ from coterie.engine import (
     Stepper,
     Watcher,
     digest,
-    load_from,
     make_optimizer,
-    peer_tensors,
     restore,
-    restore_peers,
     save_to,
 )
 from coterie.engine.snapshot import as_mapping
+from coterie.experiment.best import load_best, restore_scorable, scorable
 from coterie.experiment.build import Parts, order_for, views_for
 from coterie.experiment.changes import check_unchanged
 from coterie.experiment.tensorboard import TensorBoard
@@ -121,9 +122,15 @@ class Session:
             )
         self.log.truncate(0)
         self.timing.truncate(0)
+        folder.write_environment(self.setting.name)
         folder.write_recipe(to_toml(self.setting.recipe))
-        folder.write_environment()
         self.record("running")
+
+    def start_over(self) -> None:
+        """Begin again in the folder of a run; checkpoints, log and result of before are renamed, not deleted."""
+        self.store.set_all_aside()
+        self.setting.folder.set_aside()
+        self.start()
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint; without any, from the beginning.
@@ -133,7 +140,7 @@ class Session:
         """
         found = self.store.load_newest()
         if found is None:
-            self.setting.console.print("no checkpoint yet: starting from the beginning", highlight=False)
+            self._say("no checkpoint yet: starting from the beginning")
             self.start()
             return
         step, snapshot = found
@@ -144,9 +151,10 @@ class Session:
             self.validation.best = self.keeper.extra["best"] = best
         offset = snapshot.value("log_bytes")
         self.log.truncate(offset if isinstance(offset, int) else 0)
+        self.timing.truncate(self.timing.offset())  # only a row that lost its end goes
+        self._warn_if_inexact()
         self.record("running")
-        if not self.setting.quiet:
-            self.setting.console.print(f"resumed after {step} batches from {self.store.path_of(step)}", highlight=False)
+        self._say(f"resumed after {step} batches from {self.store.path_of(step)}")
 
     def record(self, state: State, exit_code: int | None = None, message: str = "") -> None:
         """Write `status.json`."""
@@ -167,9 +175,7 @@ class Session:
             What was written.
         """
         parts, recipe, folder = self.setting.parts, self.setting.recipe, self.setting.folder
-        found = self.store.load_newest()
-        if found is None:
-            raise CheckpointError(f"no checkpoint in {folder.checkpoints}; train again")
+        last = self.store.load(self.run.batches)
         test = parts.data.test()
         result: Row = {
             "recipe": self.setting.name,
@@ -180,22 +186,34 @@ class Session:
             "epochs": recipe.epochs,
             "train_images": len(parts.data.train.labels),
             "seconds": sum(float(str(row["seconds"])) for row in read_metrics(folder.timing)),
-            "digest": digest(found[1]),
+            "digest": digest(_without_facts(last)),
             "last": {"epoch": recipe.epochs, "test": self.setting.score(test).as_dict()},
         }
         if parts.data.validation is not None:
             result["last"]["validation"] = self.setting.score(parts.data.validation).as_dict()
-            result["best_on_validation"] = self._score_best(test, found[1])
+            best = load_best(folder.best)
+            if best is not None:
+                result["best_on_validation"] = self._score_best(test, best, last)
         folder.write_result(result)
         return result
 
-    def _score_best(self, test: Split, last: Snapshot) -> Row:
-        cohort = self.setting.parts.cohort
-        _, best = load_from(self.setting.folder.best)
-        restore_peers(cohort, best)
+    def _score_best(self, test: Split, best: Snapshot, last: Snapshot) -> Row:
+        parts = self.setting.parts
+        restore_scorable(parts, best)
         scores = self.setting.score(test).as_dict()
-        restore_peers(cohort, last)
+        restore_scorable(parts, last)
         return {"epoch": best.value("epoch"), "validation": best.value("validation"), "test": scores}
+
+    def _say(self, line: str) -> None:
+        if not self.setting.quiet:
+            self.setting.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _warn_if_inexact(self) -> None:
+        before = self.setting.folder.read_environment()
+        lost = exactness_lost(before, describe_environment())
+        if before and lost:
+            message = f"the run was begun elsewhere ({', '.join(lost)}); its result may differ in the last bits"
+            warnings.warn(message, RecordWarning, stacklevel=2)
 
     def _make_run(self, interrupt: Interrupt) -> Run:
         recipe, parts = self.setting.recipe, self.setting.parts
@@ -247,7 +265,7 @@ class Session:
         save_to(
             self.setting.folder.best,
             row["step"],
-            Snapshot(tensors=peer_tensors(self.setting.parts.cohort), values=values),
+            Snapshot(tensors=scorable(self.setting.parts), values=values),
         )
 
     def _emit(self, row: Row) -> None:
@@ -258,3 +276,8 @@ class Session:
     def _emit_timing(self, row: Row) -> None:
         self.timing.append(row)
         self.display.on_timing(row)
+
+
+def _without_facts(snapshot: Snapshot) -> Snapshot:
+    """What training has made: settings that may differ between equal runs, such as `data.workers`, are left out."""
+    return replace(snapshot, values={key: value for key, value in snapshot.values.items() if key != "facts"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -46,13 +46,15 @@ class TensorBoard:
 
 
 def _numbers(value: object, name: str) -> Iterator[tuple[str, float]]:
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         yield name, float(value)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _numbers(inner, f"{name}/{key}")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for place, inner in enumerate(value):
-            yield from _numbers(inner, f"{name}/{place}")
+    for key, inner in _parts(value):
+        yield from _numbers(inner, f"{name}/{key}")
+
+
+def _parts(value: object) -> Iterable[tuple[object, object]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return enumerate(value)
+    return ()

@@ -110,7 +110,7 @@ def nce_embeddings(
         tensor([2.5020, 2.5020])
 
     Reference:
-        Chen et al., Multi-view Contrastive Learning for Online Knowledge Distillation, ICASSP 2021,
+        Yang, An and Xu, Multi-view Contrastive Learning for Online Knowledge Distillation, ICASSP 2021,
         arXiv:2006.04093, equations 8 to 12; Tian, Krishnan and Isola, CRD, ICLR 2020, arXiv:1910.10699.
     """
     stacked = embeddings if isinstance(embeddings, Tensor) else torch.stack(list(embeddings))

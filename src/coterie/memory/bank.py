@@ -30,8 +30,8 @@ class MemoryBank:
     Example:
         >>> bank = MemoryBank(2, 10, 4)
         >>> bank.update(torch.tensor([3]), torch.ones(2, 1, 4))
-        >>> bank.rows[:, 3].norm(dim=1)
-        tensor([1., 1.])
+        >>> bank.rows[:, 3].norm(dim=1).round(decimals=3).tolist()
+        [1.0, 1.0]
     """
 
     def __init__(self, num_peers: int, num_rows: int, dim: int, *, momentum: float = 0.5, seed: int = 0) -> None:

@@ -61,9 +61,6 @@ def read_run(folder: Path) -> RunResult:
     result = _parse(_read(path), where)
     test = _get(_get(result, "last", where), "test", f"{where}: last")
     at = f"{where}: last.test"
-    peers = _get(test, "peers", at)
-    if not isinstance(peers, list) or not peers:
-        raise CheckpointError(f"{at}.peers is not a list of scores; evaluate the run again: coterie evaluate {folder}")
     rows = _read_rows(folder / "metrics.jsonl")
     return RunResult(
         recipe=str(_get(result, "recipe", where)),
@@ -71,11 +68,18 @@ def read_run(folder: Path) -> RunResult:
         seed=int(_number(result, "seed", where)),
         seconds=_number(result, "seconds", where),
         leader=_number(_get(test, "leader", at), "top1", f"{at}.leader"),
-        peers=tuple(_number(peer, "top1", f"{at}.peers[{m}]") for m, peer in enumerate(peers)),
+        peers=_peers(test, at, folder),
         ensemble=_number(_get(test, "ensemble", at), "top1", f"{at}.ensemble"),
         accuracy=_accuracy(rows),
         loss=_loss(rows),
     )
+
+
+def _peers(test: object, at: str, folder: Path) -> tuple[float, ...]:
+    peers = _get(test, "peers", at)
+    if not isinstance(peers, list) or not peers:
+        raise CheckpointError(f"{at}.peers is not a list of scores; evaluate the run again: coterie evaluate {folder}")
+    return tuple(_number(peer, "top1", f"{at}.peers[{m}]") for m, peer in enumerate(peers))
 
 
 def compare_runs(runs: Iterable[RunResult]) -> ComparisonTable:
@@ -112,13 +116,13 @@ def curves_of(runs: Iterable[RunResult]) -> list[Series]:
 
 
 def _by_recipe(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    groups: dict[str, list[RunResult]] = {}
+    groups: dict[str, dict[int, RunResult]] = {}
     for run in runs:
-        group = groups.setdefault(run.recipe, [])
-        if any(other.seed == run.seed for other in group):
+        group = groups.setdefault(run.recipe, {})
+        if run.seed in group:
             raise CheckpointError(f"recipe {run.recipe!r} has two runs of seed {run.seed}; leave one of them out")
-        group.append(run)
-    return {name: sorted(group, key=lambda run: run.seed) for name, group in groups.items()}
+        group[run.seed] = run
+    return {name: sorted(group.values(), key=lambda run: run.seed) for name, group in groups.items()}
 
 
 def _row(group: Sequence[RunResult], first: Sequence[RunResult]) -> ComparisonRow:
@@ -161,19 +165,21 @@ def _finished(rest: str, where: str) -> list[tuple[dict[str, Any], str]]:
 
 
 def _accuracy(rows: Iterable[tuple[dict[str, Any], str]]) -> dict[int, float]:
-    found = [(row, where) for row, where in rows if row.get("kind") == "validation"]
     return {
         int(_number(row, "epoch", where)): _number(_get(row, "leader", where), "top1", f"{where}: leader")
-        for row, where in found
+        for row, where in _of_kind("validation", rows)
     }
 
 
 def _loss(rows: Iterable[tuple[dict[str, Any], str]]) -> dict[int, float]:
     by_epoch: dict[int, list[float]] = {}
-    for row, where in rows:
-        if row.get("kind") == "train":
-            by_epoch.setdefault(int(_number(row, "epoch", where)), []).append(_number(row, "loss", where))
+    for row, where in _of_kind("train", rows):
+        by_epoch.setdefault(int(_number(row, "epoch", where)), []).append(_number(row, "loss", where))
     return {epoch: statistics.fmean(losses) for epoch, losses in by_epoch.items()}
+
+
+def _of_kind(kind: str, rows: Iterable[tuple[dict[str, Any], str]]) -> list[tuple[dict[str, Any], str]]:
+    return [(row, where) for row, where in rows if row.get("kind") == kind]
 
 
 def _read(path: Path) -> str:

@@ -58,13 +58,12 @@ def learning_curves(series: Sequence[Series], path: Path) -> None:
     from matplotlib.figure import Figure  # half a second, and only needed here
 
     accuracy, loss = [one.accuracy for one in series], [one.loss for one in series]
-    titled = {
-        "leader on the validation split: top-1 in %": accuracy,
-        "training loss (terms differ between methods)": loss,
-    }
-    drawn = {title: curves for title, curves in titled.items() if any(map(any, curves))}
-    if not drawn:
-        raise DataError("no learning curves to draw; the runs have no rows in metrics.jsonl")
+    drawn = _with_points(
+        {
+            "leader on the validation split: top-1 in %": accuracy,
+            "training loss (terms differ between methods)": loss,
+        }
+    )
     figure = Figure(figsize=(0.8 + 4.6 * len(drawn), 4.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(drawn), squeeze=False)[0]
     for axes, (title, curves) in zip(panels, drawn.items(), strict=True):
@@ -73,6 +72,13 @@ def learning_curves(series: Sequence[Series], path: Path) -> None:
     if max(map(len, accuracy + loss)) > 1:
         figure.suptitle("mean over seeds; band: one standard deviation", fontsize=9, color="0.35")
     _save(figure, path)
+
+
+def _with_points(titled: Mapping[str, list[Sequence[Curve]]]) -> dict[str, list[Sequence[Curve]]]:
+    found = {title: curves for title, curves in titled.items() if any(map(any, curves))}
+    if not found:
+        raise DataError("no learning curves to draw; the runs have no rows in metrics.jsonl")
+    return found
 
 
 def _legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str]) -> None:
@@ -111,8 +117,11 @@ def _panel(axes: Axes, curves_of: Sequence[Sequence[Curve]], title: str) -> None
 def _summary(curves: Sequence[Curve]) -> tuple[list[int], list[float], list[float]]:
     common = sorted(set[int]().union(*curves).intersection(*curves))
     values = [[curve[epoch] for curve in curves] for epoch in common]
-    spread = [statistics.stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values]
-    return [epoch + 1 for epoch in common], list(map(statistics.fmean, values)), spread
+    return [epoch + 1 for epoch in common], list(map(statistics.fmean, values)), list(map(_spread, values))
+
+
+def _spread(seeds: Sequence[float]) -> float:
+    return statistics.stdev(seeds) if len(seeds) > 1 else 0.0
 
 
 def _style(position: int) -> tuple[str, str]:

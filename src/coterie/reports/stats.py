@@ -68,7 +68,7 @@ def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
         >>> round(interval.mean, 3), round(interval.std, 3), round(interval.half, 3)
         (2.0, 1.0, 2.484)
     """
-    if not values or not all(math.isfinite(value) for value in values):
+    if not values or not all(map(math.isfinite, values)):
         raise DataError(f"cannot average {list(values)}; give at least one number and only finite ones")
     count = len(values)
     if count == 1:

@@ -11,9 +11,9 @@ import io
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +21,8 @@ from coterie.core.errors import DataError
 from coterie.reports.stats import Interval, verdict
 
 NAME_LENGTH = 60
-_LEFT = (0, 1, 6)  # columns of words; the others hold numbers
+_METHOD, _VERDICT = 1, 6
+_LEFT = (0, _METHOD, _VERDICT)  # columns of words; the others hold numbers
 _CSV_HEADER = (
     *("recipe", "method", "seeds", "leader_top1_mean", "leader_top1_std"),
     *("difference", "difference_half_width", "paired_seeds", "verdict"),
@@ -72,18 +73,28 @@ class ComparisonTable:
         if not self.rows:
             raise DataError("nothing to compare; give at least one finished run")
 
-    def to_terminal(self) -> Table:
-        """Table for a rich console; fits 100 columns and wraps in narrower ones."""
-        table = Table(
-            title=self.title(), title_justify="left", caption=self.caption(), caption_justify="left", box=SIMPLE_HEAD
-        )
+    def to_terminal(self) -> Group:
+        """Table for a rich console, then what may be said about each recipe, one line each; fits 80 columns.
+
+        The method has a column when it is not to be read in every recipe's name.
+        """
+        columns = [position for position in range(_VERDICT) if position != _METHOD or not self._names_tell()]
+        table = Table(title=Text(self.title()), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         header, *lines = self._cells()
-        for position, name in enumerate(header):
-            justify: Literal["left", "right"] = "left" if position in _LEFT else "right"
-            table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=justify == "right")
+        for position in columns:
+            words = position in _LEFT
+            table.add_column(
+                Text(header[position]), justify="left" if words else "right", overflow="fold", no_wrap=not words
+            )
         for cells in lines:
-            table.add_row(*(Text(cell) for cell in cells))
-        return table
+            table.add_row(*(Text(cells[position]) for position in columns))
+        verdicts = map(Text, [*self.verdicts(), ""])
+        return Group(table, *verdicts, Text(self.caption(), style="dim"))
+
+    def verdicts(self) -> list[str]:
+        """One line for every recipe but the first: how its leader does against the first recipe's."""
+        names = [plain(row.recipe) for row in self.rows]
+        return [f"{name} against {names[0]}: {self._verdict(place)}" for place, name in enumerate(names) if place]
 
     def to_markdown(self) -> str:
         """Table as GitHub-flavoured Markdown, with a line above and below that say what is shown."""
@@ -120,6 +131,10 @@ class ComparisonTable:
             "peers: mean over all of them. +- after a mean: sample standard deviation over seeds;"
             " after a difference: its 95 % interval."
         )
+
+    def _names_tell(self) -> bool:
+        """Whether every recipe's name has that of its method in it."""
+        return all(row.method in row.recipe for row in self.rows)
 
     def _cells(self) -> list[list[str]]:
         header = ["recipe", "method", "leader", "ensemble", "peers", "seconds", "leader against the first recipe"]
