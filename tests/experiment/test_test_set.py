@@ -135,3 +135,8 @@ def test_a_leader_alone_and_among_independent_peers_is_one_network(tmp_path: Pat
         scores = [done.result[part[0]][part[1]]["leader"] for done in (first, second)]
         assert scores[0] == scores[1]
     assert load_from(tmp_path / "alone" / "best")[1].value("epoch") == first.result["best_on_validation"]["epoch"]
+
+
+def test_an_unfinished_run_is_not_scored_as_a_finished_one(tmp_path: Path) -> None:
+    stop_after(7, Experiment(tiny(), folder=tmp_path / "run", quiet=True).train)
+    assert set(evaluate_run(tmp_path / "run")) == {"newest_checkpoint", "best_on_validation"}

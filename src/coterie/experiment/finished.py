@@ -37,7 +37,8 @@ def evaluate_run(
         console: where to print the table; nowhere when None.
 
     Returns:
-        `last` and, when a validation split was held out, `best_on_validation`: scores as in `result.json`.
+        `last_epoch` (`newest_checkpoint` of a run that is not finished) and, when a validation split was held out,
+        `best_on_validation`: scores as in `result.json`.
 
     Raises:
         CoterieError: the folder, its checkpoints or the data cannot be used.
@@ -158,7 +159,8 @@ def _states(experiment: Experiment) -> list[tuple[str, Snapshot]]:
     newest = store.load_newest(read_only=True)
     if newest is None:
         raise CheckpointError(f"{experiment.folder.path} has no checkpoint yet; train it first")
-    states = [("last_epoch", newest[1])]
+    done = newest[1].value("epoch") == experiment.recipe.epochs
+    states = [("last_epoch" if done else "newest_checkpoint", newest[1])]
     best = load_best(experiment.folder.best) if experiment.folder.best.exists() else None
     if best is not None:
         states.append(("best_on_validation", best))
