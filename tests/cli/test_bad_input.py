@@ -82,7 +82,7 @@ NUMBERS = {
     "one peer": (["cohort.nets=cnn4_w4"], "MultiViewContrast needs at least 2 peers and got 1; raise cohort.peers"),
     "leader": (["cohort.leader=2"], "cohort.leader is 2 and there are 2 peers"),
     "leader from the end": (["cohort.leader=-3"], "cohort.leader is -3 and there are 2 peers"),
-    "shared too deep": (["cohort.shared=4"], "it has 3 stages and the shared ones must be alike; lower cohort.shared"),
+    "shared too deep": (["cohort.shared=4"], "2 peers of 3 stages cannot have their first 4 in [1, 1, 1, 1] copies"),
     "shared but unlike": (["cohort.nets=cnn4_w4,cnn4_w6", "cohort.shared=1"], "lower cohort.shared"),
     "S too large": (["method.num_negatives=5000"], "leaves 32 images of other classes; give a number from 1 to 32"),
     "S of none": (["method.num_negatives=0"], "num_negatives is 0; give at least 1"),

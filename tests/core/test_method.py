@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coterie.core import ConfigError, Facts, Method, Needs, Paper
+from coterie.core import ConfigError, Facts, Method, Needs, Paper, PeerOutput
 
 FACTS = Facts(num_peers=2, leader=1, num_classes=3, embedding_dims=(4, 6), labels=torch.arange(9) % 3, num_epochs=5)
 
@@ -66,7 +66,8 @@ def test_needs_are_checked_when_a_method_is_built(needs: Needs, message: str) ->
 def test_the_ensemble_is_the_mean_of_logits() -> None:
     method = Method(Method.Config(), FACTS)
     logits = [torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]])]
-    assert method.ensemble(logits).tolist() == [[2.0, 2.0]]
+    peers = [PeerOutput(logits=rows, embedding=rows) for rows in logits]
+    assert method.ensemble(peers).tolist() == [[2.0, 2.0]]
     assert method.describe() == {}
     assert list(method.outer_parameters()) == []
     with pytest.raises(NotImplementedError):

@@ -10,7 +10,7 @@ from coterie.losses.logits import mean_of_others, summed_cross_entropy, summed_k
 
 @METHODS.register("cl_ilr")
 class CollaborativeHeads(Method):
-    """Cross-entropy of each peer and the KL from the mean of the other peers' logits, a constant, each with its share.
+    """Cross-entropy and KL from the mean of the other heads.
 
     Where peers part, the gradient is divided by the number of branches (intermediate-layer rescaling), so that shared
     stages learn as fast as those of one network. The paper's layout is a tree, `cohort.tree`; any other one works.

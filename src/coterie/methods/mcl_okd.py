@@ -23,7 +23,7 @@ from coterie.nets.heads import LinearHead
 
 @METHODS.register("mcl_okd")
 class MultiViewContrast(Method):
-    """Cross-entropy, leader KL and noise-contrastive terms over memory banks.
+    """Cross-entropy, leader KL, noise contrast over memory banks.
 
     The contrast of a step reads the banks as they were before it; `after_step` then moves the rows of the batch
     towards the very embeddings the loss has used, which wait on the method in between and belong to no checkpoint.

@@ -38,7 +38,7 @@ class PeerAttention(nn.Module):
 
 @METHODS.register("okddip")
 class DiversePeers(Method):
-    """Cross-entropy of each peer, and KL on two levels: to auxiliary peers from mixtures, to the leader from the mean.
+    """Cross-entropy, KL from mixtures to auxiliary peers and from their mean to the leader.
 
     As in the authors' code no target is a constant unless `detach` says so: then gradient flows from the terms of one
     auxiliary peer, and from the leader's, to the logits of the auxiliary peers. With `detach = "values"` the terms of a
