@@ -30,7 +30,7 @@ class Codistillation(Method):
 
     paper = Paper(
         title="Large Scale Distributed Neural Network Training through Online Distillation",
-        authors="Anil, Pereyra, Passos, Ormandi, Dahl and Hinton",
+        authors="Anil et al.",
         year=2018,
         venue="ICLR",
         arxiv="1804.03235",

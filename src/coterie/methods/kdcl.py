@@ -29,7 +29,7 @@ class CollaborativeLearning(Method):
 
     paper = Paper(
         title="Online Knowledge Distillation via Collaborative Learning",
-        authors="Guo, Wang, Wu, Yu, Liang, Hu and Luo",
+        authors="Guo et al.",
         year=2020,
         venue="CVPR",
     )

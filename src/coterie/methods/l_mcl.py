@@ -69,7 +69,7 @@ class LayerwiseMutualContrast(Method):
 
     paper = Paper(
         title="Online Knowledge Distillation via Mutual Contrastive Learning for Visual Recognition",
-        authors="Yang, An, Zhou, Zhuang, Xu and Zhang",
+        authors="Yang et al.",
         year=2023,
         venue="TPAMI",
         arxiv="2207.11518",

@@ -51,7 +51,7 @@ class DiversePeers(Method):
 
     paper = Paper(
         title="Online Knowledge Distillation with Diverse Peers",
-        authors="Chen, Mei, Wang, Feng and Chen",
+        authors="Chen et al.",
         year=2020,
         venue="AAAI",
         arxiv="1912.00350",
