@@ -1,4 +1,4 @@
-"""Once per epoch: how alike the peers are, and how much each term weighs in the loss and in the gradient."""
+"""Between epochs: how alike the peers are, and how much each term weighs in the loss and in the gradient."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from coterie.engine.loop import Run
 from coterie.metrics import diversity
 
 _IMAGES = 256
+_EVERY = 200  # batches: a probe costs about as much as a few of them
 
 
 class Diagnostics:
     """Watcher that looks at one batch of the epoch that has ended, in evaluation mode, and changes nothing.
 
-    A probe costs one forward pass and one backward pass per term, once per epoch.
+    A probe costs one forward pass and one backward pass per term. It is made after an epoch in which the number of
+    batches passed a multiple of 200, and after the last, so that short epochs do not pay for it each time.
 
     Args:
         emit: receives the row: `kind`, `epoch`, `step`, `agreement`, `divergence`, `similarity` (`M x M`), `spread`,
@@ -33,7 +35,10 @@ class Diagnostics:
         """Nothing between epochs."""
 
     def on_epoch(self, run: Run) -> None:
-        """Probe and report."""
+        """Probe and report, when it is time."""
+        before = run.batches - run.loader.batches_per_epoch
+        if run.batches // _EVERY == before // _EVERY and run.clock.epoch + 1 < run.epochs:
+            return
         batch = _first(next(iter(run.loader.batches(run.clock.epoch))), _IMAGES)
         run.objective.eval()
         with torch.enable_grad(), run.precision.autocast():
