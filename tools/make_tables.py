@@ -148,8 +148,15 @@ def _recipes() -> str:
 
 
 def _meanings(config: type) -> dict[str, str]:
-    """Read what each attribute means off a docstring, on one line each."""
-    section = (inspect.getdoc(config) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    """Read what each attribute means off the docstrings of a class and of those it derives from, on one line each."""
+    found: dict[str, str] = {}
+    for kind in reversed(config.__mro__[:-1]):
+        found |= _documented(kind)
+    return found
+
+
+def _documented(config: type) -> dict[str, str]:
+    section = inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.split(r"^ {4}(?=\w+: )", section, flags=re.MULTILINE)[1:]
     pairs = (" ".join(entry.split()).partition(": ") for entry in entries)
     return {name: meaning.rstrip(".") for name, _, meaning in pairs}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import coterie.methods  # noqa: F401 (registers them)
-from coterie.cohort.cohort import Cohort
-from coterie.core import METHODS, Batch, CoterieError, Facts, Method, Needs, Outer, PeerOutput, Terms
-from coterie.nets.base import StagedNet, pooled
+from coterie.cohort import Cohort, Teachers
+from coterie.core import METHODS, Batch, CoterieError, Facts, Method, Needs, Outer, PeerFacts, PeerOutput, Terms
+from coterie.nets.base import StagedNet, Tappable, pooled
 
 __all__ = ["CHECKS", "Scene", "check_method", "make_scene"]
 
@@ -37,27 +37,36 @@ class Scene:
         method: freshly built.
         cohort: as many tiny peers as the method's facts say.
         batch: images for which the method's needs hold.
+        teachers: one tiny teacher, where the method learns from one.
     """
 
     method: Method
     cohort: Cohort
     batch: Batch
+    teachers: Teachers = field(default_factory=lambda: Teachers(()))
+
+    @property
+    def taught(self) -> Batch:
+        """The batch with what the teachers say about it."""
+        taught: Batch = self.teachers(self.batch)
+        return taught
 
     def terms(self) -> Terms:
         """Losses of the batch."""
-        return self.method.losses(self.cohort(self.batch.views), self.batch)
+        return self.method.losses(self.cohort(self.batch.views), self.taught)
 
     def train(self, steps: int, optimizer: torch.optim.Optimizer) -> list[Tensor]:
         """Take training steps as the loop does, and return the totals."""
         totals, every = [], self.method.requirements().outer_every
         for _ in range(steps):
             peers = self.cohort(self.batch.views)
-            total = self.method.losses(peers, self.batch).total()
+            taught = self.taught
+            total = self.method.losses(peers, taught).total()
             optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
-                self.method.after_step(peers, self.batch)
+                self.method.after_step(peers, taught)
             if every and (int(self.batch.step) + 1) % every == 0:
                 self.method.outer_step(self.outer(optimizer))
             self.batch.step.add_(1)
@@ -67,7 +76,7 @@ class Scene:
     def outer(self, optimizer: torch.optim.Optimizer) -> Outer:
         """What an outer step after the last step works with."""
         return Outer(
-            batch=self.batch, cohort=self.cohort, forward=lambda batch: self.cohort(batch.views), optimizer=optimizer
+            batch=self.taught, cohort=self.cohort, forward=lambda batch: self.cohort(batch.views), optimizer=optimizer
         )
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -113,12 +122,15 @@ def make_scene(
     widths = list(widths) or [6] * max(3, kind.needs.min_peers)
     shared = max(shared, kind.needs.shared_stages)
     cohort = Cohort([_tiny_net(width) for width in widths], shared=shared)
-    method = kind(kind.Config() if config is None else config, _facts(cohort, seed))
+    teachers = Teachers([_tiny_net(8)] if kind.needs.teacher else [])
+    method = kind(kind.Config() if config is None else config, _facts(cohort, teachers, seed))
     needs = method.requirements()
     cohort.stage_maps, cohort.rescale, cohort.peer_views = needs.stage_maps, needs.rescale_branches, needs.peer_views
+    teachers.stage_maps = needs.stage_maps
     method.attach(cohort)
     views = len(cohort) if needs.views == "per_peer" else needs.views
-    return Scene(method=method, cohort=cohort, batch=_make_batch(views, list(labels), needs.samples_per_class))
+    batch = _make_batch(views, list(labels), needs.samples_per_class)
+    return Scene(method=method, cohort=cohort, batch=batch, teachers=teachers)
 
 
 def check_method(name: str, config: Method.Config | None = None) -> None:
@@ -147,7 +159,7 @@ def check_every_peer_is_taught(name: str, config: Method.Config | None = None) -
     """Gradient reaches logits, embedding or a stage map of every peer."""
     scene = make_scene(name, config)
     leaves = [_as_leaves(peer) for peer in scene.cohort(scene.batch.views)]
-    scene.method.losses(leaves, scene.batch).total().backward()  # type: ignore[no-untyped-call]
+    scene.method.losses(leaves, scene.taught).total().backward()  # type: ignore[no-untyped-call]
     for m, peer in enumerate(leaves):
         taught = any(map(_has_gradient, (peer.logits, peer.embedding, *peer.stages)))
         _require(taught, name, f"no gradient reaches peer {m}")
@@ -212,11 +224,11 @@ def check_memories(name: str, config: Method.Config | None = None) -> None:
 def check_no_waiting(name: str, config: Method.Config | None = None) -> None:
     """No step reads a number back to the host or has shapes that depend on values: an accelerator would wait."""
     scene = make_scene(name, config)
-    peers = scene.cohort(scene.batch.views)
+    peers, batch = scene.cohort(scene.batch.views), scene.taught
     with _no_host_reads(name):
-        scene.method.losses(peers, scene.batch).total()
+        scene.method.losses(peers, batch).total()
         with torch.no_grad():
-            scene.method.after_step(peers, scene.batch)
+            scene.method.after_step(peers, batch)
 
 
 def check_lone_labels(name: str, config: Method.Config | None = None) -> None:
@@ -276,7 +288,7 @@ def _tiny_net(width: int) -> StagedNet:
     )
 
 
-def _facts(cohort: Cohort, seed: int) -> Facts:
+def _facts(cohort: Cohort, teachers: Teachers, seed: int) -> Facts:
     return Facts(
         num_peers=len(cohort),
         leader=cohort.leader,
@@ -287,7 +299,15 @@ def _facts(cohort: Cohort, seed: int) -> Facts:
         seed=seed,
         stage_channels=tuple(net.stage_channels for net in cohort),
         shared=cohort.shared,
+        peers=tuple(map(_sizes, cohort)),
+        teachers=tuple(map(_sizes, teachers)),
     )
+
+
+def _sizes(net: Tappable) -> PeerFacts:
+    width, half = net.embedding_dim, _IMAGE_SIZE // 2
+    stages = ((width, 2 * half, 2 * half), (width, half, half), (width, half // 2, half // 2))
+    return PeerFacts(embedding_dim=width, num_classes=net.num_classes, stages=stages)
 
 
 def _make_batch(views: int, labels: list[int], samples_per_class: int) -> Batch:
@@ -320,6 +340,7 @@ def _total_in(scene: Scene, precision: str) -> Tensor:
     if precision == "float64":
         scene.cohort.double()
         scene.method.double()
+        scene.teachers.double()
         scene = replace(scene, batch=scene.batch.with_views(scene.batch.views.double()))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         total = scene.terms().total()

@@ -50,6 +50,20 @@ def test_class_names_come_from_the_meta_file(cifar_folder: Path) -> None:
         DATA["cifar100"](DataConfig(root=str(cifar_folder)), 0)
 
 
+def test_coarse_labels_come_with_the_same_images(cifar_folder: Path) -> None:
+    config = DataConfig(root=str(cifar_folder))
+    fine, coarse = DATA["cifar100"](config, 0), DATA["cifar100_coarse"](config, 0)
+    assert torch.equal(fine.train.images, coarse.train.images)
+    assert coarse.test().labels.tolist() == [n % 20 for n in range(200)]
+    assert (coarse.name, len(coarse.classes)) == ("cifar100_coarse", 20)
+    names = {"fine_label_names": ["f"] * 100, "coarse_label_names": [f"c{n}" for n in range(20)]}
+    (cifar_folder / "cifar-100-python" / "meta").write_bytes(pickle.dumps(names))
+    assert DATA["cifar100_coarse"](config, 0).classes[19] == "c19"
+    change(cifar_folder / "cifar-100-python" / "train", lambda table: table["coarse_labels"].__setitem__(3, 20))
+    with pytest.raises(DataError, match=r"label 20 of row 3 in '.*train' is not in 0\.\.19"):
+        DATA["cifar100_coarse"](config, 0)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -94,3 +108,14 @@ def test_the_real_cifar100() -> None:
     mean, std = pixels.mean(dim=(0, 2, 3)), pixels.transpose(0, 1).flatten(1).std(dim=1)
     assert (mean - torch.tensor(source.normalisation.mean, dtype=torch.float64)).abs().max() < 3e-3
     assert (std - torch.tensor(source.normalisation.std, dtype=torch.float64)).abs().max() < 3e-3
+
+
+@pytest.mark.data
+@pytest.mark.skipif("COTERIE_DATA" not in os.environ, reason="COTERIE_DATA is not set")
+def test_the_real_coarse_labels_gather_five_fine_ones_each() -> None:
+    config = DataConfig(root=os.environ["COTERIE_DATA"])
+    fine, coarse = DATA["cifar100"](config, 0), DATA["cifar100_coarse"](config, 0)
+    pairs = torch.stack([coarse.train.labels, fine.train.labels], dim=1).unique(dim=0)
+    assert torch.bincount(pairs[:, 0]).tolist() == [5] * 20
+    inside = {fine.classes[label] for superclass, label in pairs.tolist() if coarse.classes[superclass] == "trees"}
+    assert inside == {"maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"}

@@ -25,14 +25,15 @@ from coterie.data import (
 
 CHANGES: dict[str, dict[str, Any]] = {
     "folder": {"image_size": 12, "batch_size": 2},
+    "tiny_imagenet": {"batch_size": 2},
     "synthetic": {"samples": 40, "classes": 4, "image_size": 16, "batch_size": 8},
 }
 
 
 @pytest.fixture
-def config(request: pytest.FixtureRequest, image_folder: Path, cifar_folder: Path) -> DataConfig:
+def config(request: pytest.FixtureRequest, image_folder: Path, cifar_folder: Path, tiny_imagenet: Path) -> DataConfig:
     name = request.param
-    root = image_folder if name == "folder" else cifar_folder
+    root = {"folder": image_folder, "tiny_imagenet": tiny_imagenet}.get(name, cifar_folder)
     return DataConfig(name=name, root=str(root), **{"batch_size": 16, "padding": 1} | CHANGES.get(name, {}))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.core.errors import ConfigError
-from coterie.data import hold_out, limit_rows
+from coterie.data import hold_out, limit_per_class, limit_rows
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=6)
 
@@ -67,3 +67,20 @@ def test_nothing_is_held_out_for_zero() -> None:
     train, held = hold_out(torch.tensor([0, 0, 1, 1]), 0.0, 0)
     assert train.tolist() == [0, 1, 2, 3]
     assert not len(held)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 100])
+def test_a_limit_per_class_keeps_what_there_is(limit: int) -> None:
+    labels = torch.tensor([0] * 5 + [1] * 9 + [3] * 2)[torch.randperm(16, generator=torch.Generator().manual_seed(0))]
+    rows = limit_per_class(labels, limit, seed=4)
+    assert torch.bincount(labels[rows]).tolist() == [min(limit, count) for count in (5, 9, 0, 2)]
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert torch.equal(rows, limit_per_class(labels, limit, seed=4))
+
+
+def test_a_limit_per_class_is_drawn_by_seed() -> None:
+    labels = torch.arange(60) % 3
+    assert not torch.equal(limit_per_class(labels, 5, seed=0), limit_per_class(labels, 5, seed=1))
+    assert torch.equal(limit_per_class(labels, 0, seed=0), torch.arange(60))
+    with pytest.raises(ConfigError, match="a limit of -1 images per class is negative"):
+        limit_per_class(labels, -1, seed=0)

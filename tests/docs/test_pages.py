@@ -97,7 +97,8 @@ def test_a_stale_table_is_found_and_mended(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_method_has_a_section_and_a_table_of_its_knobs() -> None:
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    pages = [(ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("methods", "teachers")]
+    page = "".join(pages)
     for name, method in METHODS.items():
         if not method.__module__.startswith("coterie."):
             continue

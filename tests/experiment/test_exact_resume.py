@@ -24,7 +24,8 @@ SHIPPED = [name for name in METHODS if METHODS[name].__module__.startswith("cote
 def test_every_method_layout_and_optimiser(tmp_path: Path, method: str, shared: int, optim: str) -> None:
     needs = METHODS[method].needs
     peers = ("cnn4_w4",) * max(2, needs.min_peers)
-    recipe = tiny(method, cohort__nets=peers, cohort__shared=max(shared, needs.shared_stages), optim__name=optim)
+    shared, frozen = max(shared, needs.shared_stages), (0,) if needs.teacher else ()
+    recipe = tiny(method, cohort__nets=peers, cohort__shared=shared, cohort__frozen=frozen, optim__name=optim)
     whole = run_in_pieces(recipe, tmp_path / "whole")
     pieces = run_in_pieces(recipe, tmp_path / "pieces", (3, 7))
     assert pieces == whole

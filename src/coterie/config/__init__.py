@@ -1,7 +1,7 @@
 """Knobs and recipes: dataclasses with defaults, and strict loading of the differences."""
 
 from coterie.config.load import find_recipe, load_recipe, recipe_names, resolve, to_toml
-from coterie.config.schema import CohortConfig, DataConfig, NetConfig, OptimConfig, Recipe, TrainConfig
+from coterie.config.schema import CohortConfig, DataConfig, NetConfig, OptimConfig, Recipe, TeacherConfig, TrainConfig
 
 __all__ = [
     "CohortConfig",
@@ -9,6 +9,7 @@ __all__ = [
     "NetConfig",
     "OptimConfig",
     "Recipe",
+    "TeacherConfig",
     "TrainConfig",
     "find_recipe",
     "load_recipe",

@@ -9,6 +9,7 @@ Check = tuple[Callable[[float], bool], str]
 _POSITIVE: Check = (lambda value: value > 0, "give a number above 0")
 _COUNT: Check = (lambda value: value >= 1, "give at least 1")
 _NOT_NEGATIVE: Check = (lambda value: value >= 0, "give 0 or more")
+_ANY: Check = (lambda value: True, "")
 _SHARE: Check = (lambda value: 0 <= value < 1, "give a share from 0 up to, not including, 1")
 
 LIMITS: Mapping[str, Check] = {
@@ -52,7 +53,8 @@ def outside(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     Args:
         values: dotted key to value, of the declared types.
     """
-    for key, (fits, remedy) in LIMITS.items():
-        value = values.get(key)
+    for key, value in values.items():
+        table, _, rest = key.partition(".")  # `method.kd.temperature` has the limits of `method.temperature`
+        fits, remedy = LIMITS.get(f"{table}.{rest.rpartition('.')[2]}" if rest else table, _ANY)
         if isinstance(value, int | float) and not fits(value):
             yield key, f"is {value!r}; {remedy}"

@@ -13,8 +13,9 @@ from typing import Any, get_type_hints
 from coterie.config.convert import Unfit, convert, parse_text
 from coterie.config.limits import outside
 from coterie.config.schema import Recipe
+from coterie.core.combined import CombinedConfig, split_name
 from coterie.core.errors import ConfigError, CoterieError, UnknownName, suggestion
-from coterie.core.method import METHODS, Method
+from coterie.core.method import METHODS
 
 COMMAND_LINE = "command line"
 
@@ -101,7 +102,7 @@ def resolve(tree: Mapping[str, object], overrides: Sequence[str] = (), *, origin
     method = _method_name(written, typed)
     entries = _knobs(written, typed, method)
     problems = _Problems()
-    values = _convert_all(entries, _known(METHODS[method].Config), problems)
+    values = _convert_all(entries, _known(split_name(method)), problems)
     for key, what in outside(values):
         problems.add(entries.get(key), key, what)
     problems.raise_if_any()
@@ -111,7 +112,7 @@ def resolve(tree: Mapping[str, object], overrides: Sequence[str] = (), *, origin
 def to_toml(recipe: Recipe) -> str:
     """Write a recipe in full; the text loads back to an equal recipe."""
     single: list[str] = []
-    tables = [["[method]", f"name = {json.dumps(recipe.method)}", *_lines(recipe.method_config)]]
+    tables = list(_method_tables(recipe))
     for key in _parts():
         value = getattr(recipe, key)
         if is_dataclass(value):
@@ -119,6 +120,16 @@ def to_toml(recipe: Recipe) -> str:
         else:
             single.append(f"{key} = {_literal(value)}")
     return "\n".join("\n".join(lines) + "\n" for lines in [single, *tables])
+
+
+def _method_tables(recipe: Recipe) -> Iterator[list[str]]:
+    config = recipe.method_config
+    if not isinstance(config, CombinedConfig):
+        yield ["[method]", f"name = {json.dumps(recipe.method)}", *_lines(config)]
+        return
+    yield ["[method]", f"name = {_literal(split_name(recipe.method))}"]
+    for name, part in config.parts:
+        yield [f"[method.{name}]", *_lines(part)]
 
 
 def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -139,12 +150,18 @@ def _split(text: str) -> tuple[str, _Entry]:
 
 def _given_method(written: Mapping[str, _Entry]) -> str | None:
     entry = written.get("method.name") or written.get("method")
-    return None if entry is None else str(entry.value)
+    return None if entry is None else _joined_name(entry.value)
 
 
 def _method_name(written: Mapping[str, _Entry], typed: Mapping[str, _Entry]) -> str:
-    name = str(typed["method.name"].value) if "method.name" in typed else _given_method(written)
+    name = _joined_name(typed["method.name"].value) if "method.name" in typed else _given_method(written)
     return Recipe().method if name is None else name
+
+
+def _joined_name(value: object) -> str:
+    """One text for one method or for several, which a file writes as a list and a command line with `+` or commas."""
+    parts = value if isinstance(value, list) else str(value).strip("[] ").replace(",", "+").split("+")
+    return "+".join(str(part).strip(" '\"") for part in parts)
 
 
 def _knobs(written: Mapping[str, _Entry], typed: Mapping[str, _Entry], method: str) -> dict[str, _Entry]:
@@ -177,11 +194,17 @@ def _parts() -> dict[str, Any]:
     return {key: kind for key, kind in get_type_hints(Recipe).items() if key not in ("method", "method_config")}
 
 
-def _known(config: type[Method.Config]) -> dict[str, Any]:
-    kinds = _fields_of("method", config)
+def _known(names: Sequence[str]) -> dict[str, Any]:
+    kinds: dict[str, Any] = {}
+    for name in names:
+        kinds |= _fields_of(_method_table(name, names), METHODS[name].Config)
     for key, kind in _parts().items():
         kinds |= _fields_of(key, kind) if is_dataclass(kind) else {key: kind}
     return kinds
+
+
+def _method_table(name: str, names: Sequence[str]) -> str:
+    return "method" if len(names) == 1 else f"method.{name}"
 
 
 def _fields_of(table: str, config: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -190,9 +213,12 @@ def _fields_of(table: str, config: Any) -> dict[str, Any]:  # noqa: ANN401
 
 def _build(method: str, values: Mapping[str, object]) -> Recipe:
     def inside(table: str) -> dict[str, Any]:
-        return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{table}.")}
+        return {key.removeprefix(f"{table}."): value for key, value in values.items() if key.startswith(f"{table}.")}
 
-    parts: dict[str, Any] = {"method": method, "method_config": METHODS[method].Config(**inside("method"))}
+    names = split_name(method)
+    knobs = tuple((name, METHODS[name].Config(**inside(_method_table(name, names)))) for name in names)
+    config = knobs[0][1] if len(knobs) == 1 else CombinedConfig(parts=knobs)
+    parts: dict[str, Any] = {"method": "+".join(names), "method_config": config}
     for key, kind in _parts().items():
         if is_dataclass(kind) and isinstance(kind, type):
             parts[key] = kind(**inside(key))

@@ -14,9 +14,11 @@ class NetConfig:
 
     Attributes:
         name: a registered network, see `coterie list nets`.
+        input: what it sees of an image: all of it (`image`), its `luminance`, its `chrominance`, or `half` its size.
     """
 
     name: str = "resnet32"
+    input: str = "image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,22 @@ class CohortConfig:
     leader: int = -1
     weights: tuple[str, ...] = ()
     frozen: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+    """Networks outside the cohort that are trained already, for methods that learn from teachers.
+
+    Attributes:
+        weights: where each teacher's weights come from: the folder of a run (its leader), `RUN#2` (its peer 2), a
+            safetensors file, or a state dict that torch has saved (tensors only, nothing in it is run).
+        nets: names of the teachers' networks, in the same order; may be left out for folders of runs.
+        inputs: what each teacher sees of an image, as `net.input`; may be left out for folders of runs.
+    """
+
+    weights: tuple[str, ...] = ()
+    nets: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,13 +163,16 @@ class TrainConfig:
 class Recipe:
     """A whole run. In a recipe file `method` is a table with a `name` and that method's own knobs.
 
+    Several methods are one with `name = ["mcl_okd", "kd"]`; their knobs stand in tables `method.mcl_okd`, `method.kd`.
+
     Attributes:
-        method: name of the method.
+        method: name of the method, or names with `+` between them.
         method_config: the knobs of that method.
         epochs: passes over the training set.
         seed: key of everything that is random: weights, order, augmentation, negatives, splits.
         net: the network of every peer.
         cohort: who learns together.
+        teacher: who teaches from outside.
         data: what is learnt from.
         optim: how parameters are changed.
         train: how the loop runs.
@@ -163,6 +184,7 @@ class Recipe:
     seed: int = 0
     net: NetConfig = NetConfig()
     cohort: CohortConfig = CohortConfig()
+    teacher: TeacherConfig = TeacherConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()

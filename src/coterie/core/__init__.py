@@ -10,7 +10,7 @@ from coterie.core.errors import (
     ShapeError,
     UnknownName,
 )
-from coterie.core.method import METHODS, Facts, Memory, Method, Needs, Outer, Paper
+from coterie.core.method import METHODS, Facts, Memory, Method, Needs, Outer, Paper, PeerFacts
 from coterie.core.registry import Registry
 from coterie.core.types import Batch, PeerOutput, Peers, Term, Terms
 
@@ -29,6 +29,7 @@ __all__ = [
     "NumericError",
     "Outer",
     "Paper",
+    "PeerFacts",
     "PeerOutput",
     "Peers",
     "Registry",

@@ -45,6 +45,7 @@ class Needs:
         held_out: whether `Method.after_epoch` is given the peers' outputs on the validation split.
         rescale_branches: whether gradients are divided by the number of branches where peers part.
         shared_stages: stages after the stem that all peers share at the least.
+        teacher: whether there must be a teacher: one of `teacher.*`, or a frozen peer.
     """
 
     views: int | Literal["per_peer"] = 1
@@ -57,6 +58,22 @@ class Needs:
     held_out: bool = False
     rescale_branches: bool = False
     shared_stages: int = 0
+    teacher: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerFacts:
+    """Sizes of what one network says about an image.
+
+    Attributes:
+        embedding_dim: D.
+        num_classes: K of its head.
+        stages: `(C, H, W)` of the map after the stem and after each stage; empty where unknown or not asked for.
+    """
+
+    embedding_dim: int
+    num_classes: int
+    stages: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +93,8 @@ class Facts:
         stage_channels: channels of each stage of each peer, the stem not counted; empty where unknown.
         shared: stages after the stem that all peers share: `PeerOutput.stages[shared]` is their last common map.
         frozen: peers that are not trained.
+        peers: sizes of each peer's outputs; empty where nothing is known.
+        teachers: sizes of each teacher's outputs.
     """
 
     num_peers: int
@@ -89,6 +108,8 @@ class Facts:
     stage_channels: tuple[tuple[int, ...], ...] = ()
     shared: int = 0
     frozen: tuple[int, ...] = ()
+    peers: tuple[PeerFacts, ...] = ()
+    teachers: tuple[PeerFacts, ...] = ()
 
     @property
     def num_train(self) -> int:
@@ -179,6 +200,14 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def added_losses(self, peers: Peers, batch: Batch) -> Terms | None:
+        """Compute the terms that this method adds to another one, without the cross-entropy both have.
+
+        Returns:
+            Terms as `losses` does, or None for a method that only stands alone or first; such a method leaves this
+            as it is.
+        """
+
     def after_step(self, peers: Peers, batch: Batch) -> None:
         """Update memories after the optimiser step; runs without gradient, on the outputs of that step."""
 
@@ -218,6 +247,11 @@ class Method(nn.Module):
             raise ConfigError(
                 f"{type(self).__name__} needs peers that share at least {needs.shared_stages} stages and got"
                 f" {self.facts.shared}; set cohort.shared={needs.shared_stages}"
+            )
+        if needs.teacher and not (self.facts.frozen or self.facts.teachers):
+            raise ConfigError(
+                f"{type(self).__name__} learns from a teacher and there is none; give teacher.weights=RUN_OR_FILE,"
+                " or freeze a peer with cohort.frozen"
             )
         if needs.equal_embeddings and len(set(self.facts.embedding_dims)) > 1:
             raise ConfigError(

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from coterie.core.errors import ShapeError
 
+_TENSORS = ("views", "labels", "indices", "epoch", "step")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -22,6 +24,7 @@ class Batch:
         epoch: `[]` int64, counted from 0, on the device of the views.
         step: `[]` int64, batches drawn before this one since the run began, on the device of the views; with
             `epoch` and `indices` the only source of randomness a method may use (see `coterie.core.draws`).
+        teachers: what each teacher says about the images, constants; empty without teachers.
     """
 
     views: Tensor
@@ -29,6 +32,7 @@ class Batch:
     indices: Tensor
     epoch: Tensor
     step: Tensor
+    teachers: tuple[PeerOutput, ...] = ()
 
     @property
     def size(self) -> int:
@@ -36,8 +40,9 @@ class Batch:
         return self.labels.shape[0]
 
     def on(self, device: torch.device) -> Batch:
-        """Copy to a device, without waiting for pinned memory to arrive."""
-        return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in Batch.__dataclass_fields__})
+        """Copy to a device, without waiting for pinned memory to arrive; what teachers say stays where it is."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        return replace(self, **moved)
 
     def with_views(self, views: Tensor) -> Batch:
         """Copy with other views `[V, B, C, H, W]` of the same images."""

@@ -11,7 +11,7 @@ from coterie.data.files import FileSplit
 from coterie.data.loaders import ArrayLoader, Loader, evaluation_batches, make_loader
 from coterie.data.opening import Opened, open_data
 from coterie.data.order import Order, ShuffledOrder
-from coterie.data.split import hold_out, limit_rows
+from coterie.data.split import hold_out, limit_per_class, limit_rows
 from coterie.data.stream import StreamLoader
 from coterie.data.views import ViewPlan
 
@@ -37,6 +37,7 @@ __all__ = [
     "evaluation_batches",
     "from_dataset",
     "hold_out",
+    "limit_per_class",
     "limit_rows",
     "make_loader",
     "open_data",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ _CIFAR100 = _Layout(
     num_classes=100,
     normalisation=Normalisation(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
 )
+_COARSE = replace(_CIFAR100, name="cifar100_coarse", labels="coarse_labels", names="coarse_label_names", num_classes=20)
 
 
 @DATA.register("cifar10")
@@ -94,6 +95,24 @@ def cifar100(config: DataConfig, seed: int) -> Source:
         DataError: a file is missing or damaged.
     """
     return _open(_CIFAR100, config)
+
+
+@DATA.register("cifar100_coarse")
+def cifar100_coarse(config: DataConfig, seed: int) -> Source:
+    """Open CIFAR-100 with its coarse labels: the images of `cifar100`, five of its classes in each of 20 superclasses.
+
+    Args:
+        config: `root` holds the archive's files, or its folder `cifar-100-python`.
+        seed: not used; the split is official.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: another image size is asked for.
+        DataError: a file is missing or damaged.
+    """
+    return _open(_COARSE, config)
 
 
 def _open(layout: _Layout, config: DataConfig) -> Source:

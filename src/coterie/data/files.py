@@ -1,4 +1,4 @@
-"""Images that stay on disk until they are needed."""
+"""Image files of a split: found and checked, left on disk until they are needed, or decoded once into memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coterie.core.errors import DataError
+from coterie.config.schema import DataConfig
+from coterie.core.errors import ConfigError, DataError
 from coterie.data.arrays import ArraySplit
+from coterie.data.base import Normalisation, Split
 from coterie.data.checks import check_rows
 from coterie.data.fingerprint import digest
-from coterie.data.images import Framing, read_square
+from coterie.data.images import SUFFIXES, Framing, read_size, read_square
+from coterie.data.stream import stream_once
+from coterie.data.views import ViewPlan
+
+_MANY = 2000  # files from which on worker processes decode sooner than they start
+_BATCH = 250  # files that a worker decodes at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +72,22 @@ class FileSplit:
         """Memory that all images take as one tensor."""
         return len(self.names) * 3 * self.image_size**2
 
-    def load(self) -> ArraySplit:
-        """Decode all files as evaluation sees them; raises `DataError` naming the first one that fails."""
+    def load(self, workers: int = 0) -> ArraySplit:
+        """Decode all files as evaluation sees them.
+
+        Args:
+            workers: processes that share the work when there are thousands of files; 0 decodes in this one.
+
+        Raises:
+            DataError: a file cannot be decoded; the message names the first one.
+        """
         images = torch.empty(len(self.names), 3, self.image_size, self.image_size, dtype=torch.uint8)
-        for row in range(len(self.names)):
-            images[row] = self.fetch(row, None)
+        plan = ViewPlan(normalisation=Normalisation(mean=(0.0,) * 3, std=(1.0,) * 3))
+        workers = workers if len(self.names) >= _MANY else 0
+        done = 0
+        for part, _ in stream_once(self, plan, batch_size=_BATCH, device=torch.device("cpu"), workers=workers):
+            images[done : done + len(part)] = part
+            done += len(part)
         return ArraySplit(images, self.labels)
 
     def _bytes(self, name: str) -> int:
@@ -77,3 +95,65 @@ class FileSplit:
             return (self.root / name).stat().st_size
         except OSError as error:
             raise DataError(f"{str(self.root / name)!r} cannot be read ({error.strerror}); restore it") from error
+
+
+def open_files(root: Path, names: Sequence[str], labels: Sequence[int], framing: Framing, config: DataConfig) -> Split:
+    """Make a split of files: in memory when they fit into `data.memory_mb` and are not cut at random, else on disk.
+
+    Args:
+        root: folder that the names are relative to.
+        names: N file names.
+        labels: N numbers of classes.
+        framing: how a file becomes a square.
+        config: its `memory_mb` and `workers` are used.
+
+    Raises:
+        DataError: a file that is decoded now cannot be; the message names it.
+    """
+    split = FileSplit(root, names, torch.tensor(labels, dtype=torch.int64), framing)
+    fits = split.decoded_bytes <= config.memory_mb << 20
+    return split.load(config.workers) if fits and not split.varies else split
+
+
+def choose_framing(config: DataConfig, first: Path) -> Framing:
+    """Say how files become squares: by `data.augment` and `data.image_size`, or by the size of the first file.
+
+    Raises:
+        ConfigError: a random cut is asked for without an image size.
+        DataError: without an image size the first file is not square or cannot be read.
+    """
+    if config.augment == "resized_crop":
+        if not config.image_size:
+            raise ConfigError("data.augment='resized_crop' needs a size to scale to; set data.image_size")
+        return Framing(config.image_size, "resized_crop")
+    if config.image_size:
+        return Framing(config.image_size, "centre")
+    width, height = read_size(first)
+    if width != height:
+        raise DataError(f"{str(first)!r} has {width} x {height} pixels and is not square; set data.image_size")
+    return Framing(width, "exact")
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, by name, without what begins with a dot."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The files of a folder that holds images and nothing else, by name; raises `DataError` as `check_image_file`."""
+    paths = visible(folder)
+    for path in paths:
+        check_image_file(path)
+    return paths
+
+
+def check_image_file(path: Path) -> None:
+    """Check by name and size that a file can be an image; it is not read.
+
+    Raises:
+        DataError: it is missing, empty, or not named as an image.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{str(path)!r} is not an image file; remove it, or convert it to PNG or JPEG")
+    if not path.is_file() or not path.stat().st_size:
+        raise DataError(f"{str(path)!r} is missing or empty; restore or remove it")

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from coterie.config.schema import DataConfig
-from coterie.core.errors import ConfigError, DataError
+from coterie.core.errors import DataError
 from coterie.data.base import DATA, Normalisation, Source, Split
-from coterie.data.files import FileSplit
-from coterie.data.images import SUFFIXES, Framing, read_size
+from coterie.data.files import choose_framing, image_files, open_files, visible
+from coterie.data.images import SUFFIXES, Framing
 
 _IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -40,7 +38,7 @@ def folder(config: DataConfig, seed: int) -> Source:
     _refuse_lone_images(files)
     test = _test_folder(root)
     _refuse_strangers(test, root / "train", labels)
-    framing = _framing(config, next(iter(files.values()))[0])
+    framing = choose_framing(config, next(iter(files.values()))[0])
     return Source(
         name="folder",
         train=_split(root / "train", files, labels, framing, config),
@@ -62,27 +60,12 @@ def _refuse_strangers(test: Path, train: Path, labels: Mapping[str, int]) -> Non
             raise DataError(f"{str(test / name)!r} is not a class of {str(train)!r}; add it there or remove it")
 
 
-def _framing(config: DataConfig, first: Path) -> Framing:
-    if config.augment == "resized_crop":
-        if not config.image_size:
-            raise ConfigError("data.augment='resized_crop' needs a size to scale to; set data.image_size")
-        return Framing(config.image_size, "resized_crop")
-    if config.image_size:
-        return Framing(config.image_size, "centre")
-    width, height = read_size(first)
-    if width != height:
-        raise DataError(f"{str(first)!r} has {width} x {height} pixels and is not square; set data.image_size")
-    return Framing(width, "exact")
-
-
 def _split(
     root: Path, files: Mapping[str, list[Path]], labels: Mapping[str, int], framing: Framing, config: DataConfig
 ) -> Split:
     names = [str(path.relative_to(root)) for found in files.values() for path in found]
     targets = [labels[name] for name, found in files.items() for _ in found]
-    split = FileSplit(root, names, torch.tensor(targets, dtype=torch.int64), framing)
-    fits = split.decoded_bytes <= config.memory_mb << 20
-    return split.load() if fits and not split.varies else split
+    return open_files(root, names, targets, framing, config)
 
 
 def _test_folder(root: Path) -> Path:
@@ -96,7 +79,7 @@ def _class_names(root: Path) -> list[str]:
     if not root.is_dir():
         raise DataError(f"{str(root)!r} is missing; data.root must hold 'train' with a folder of images per class")
     _refuse_loose_images(root)
-    names = [path.name for path in _visible(root) if path.is_dir()]
+    names = [path.name for path in visible(root) if path.is_dir()]
     if not names:
         raise DataError(f"{str(root)!r} has no classes; add a folder of images for each class")
     return names
@@ -108,27 +91,9 @@ def _refuse_loose_images(root: Path) -> None:
             raise DataError(f"{str(path)!r} is in no class; move it into a folder named after its class")
 
 
-def _visible(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if not path.name.startswith("."))
-
-
 def _list_files(root: Path, labels: Mapping[str, int]) -> dict[str, list[Path]]:
-    found = {name: _images(root / name) for name in labels if (root / name).is_dir()}
+    found = {name: image_files(root / name) for name in labels if (root / name).is_dir()}
     for name, paths in found.items():
         if not paths:
             raise DataError(f"class folder {str(root / name)!r} is empty; add images or remove it")
     return found
-
-
-def _images(root: Path) -> list[Path]:
-    paths = _visible(root)
-    for path in paths:
-        _check_image_file(path)
-    return paths
-
-
-def _check_image_file(path: Path) -> None:
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{str(path)!r} is not an image file; remove it, or convert it to PNG or JPEG")
-    if not path.is_file() or not path.stat().st_size:
-        raise DataError(f"{str(path)!r} is missing or empty; restore or remove it")

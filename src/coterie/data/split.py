@@ -61,6 +61,32 @@ def limit_rows(labels: Tensor, limit: int, seed: int) -> Tensor:
     return torch.nonzero(_pick(labels, quota, draws.mix(seed, "limit"))).flatten()
 
 
+def limit_per_class(labels: Tensor, limit: int, seed: int) -> Tensor:
+    """Choose at most so many rows of each class.
+
+    Args:
+        labels: `[N]` int64 in `[0, K)`.
+        limit: number of rows to keep of each class; 0 keeps all.
+        seed: key of the choice.
+
+    Returns:
+        Rows, int64, ascending.
+
+    Raises:
+        ConfigError: the limit is negative.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1, 2, 2])
+        >>> labels[limit_per_class(labels, 2, seed=0)].tolist()
+        [0, 0, 1, 2, 2]
+    """
+    if limit < 0:
+        raise ConfigError(f"a limit of {limit} images per class is negative; give 0 for all of them, or more")
+    if not limit:
+        return torch.arange(len(labels))
+    return torch.nonzero(_pick(labels, torch.bincount(labels).clamp(max=limit), draws.mix(seed, "limit"))).flatten()
+
+
 def _apportion(counts: Tensor, total: int) -> Tensor:
     """Divide `total` among classes in proportion to `counts` `[K]`, by largest remainders."""
     exact = counts.to(torch.float64) * total / max(1, int(counts.sum()))

@@ -42,7 +42,7 @@ class Diagnostics:
         batch = _first(next(iter(run.loader.batches(run.clock.epoch))), _IMAGES)
         run.objective.eval()
         with torch.enable_grad(), run.precision.autocast():
-            peers, terms = run.objective(batch)
+            peers, terms = run.objective(run.objective.prepare(batch))
         found = diversity([peer.logits for peer in peers], [peer.embedding for peer in peers])
         self.emit(
             {

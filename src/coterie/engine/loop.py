@@ -113,8 +113,9 @@ def train_epoch(run: Run) -> None:
     run.objective.train()
     method = run.objective.method
     outer_every = method.requirements().outer_every
-    for batch in run.loader.batches(run.clock.epoch, run.clock.position):
+    for images in run.loader.batches(run.clock.epoch, run.clock.position):
         with run.precision.autocast():
+            batch = run.objective.prepare(images)
             peers, terms = run.objective(batch)
             loss = terms.total()
         run.stepper(loss, run.clock.epoch, run.clock.position)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from coterie.cohort import Cohort
+from coterie.cohort import Cohort, Teachers
 from coterie.core.method import Method
 from coterie.core.types import Batch, PeerOutput, Terms
 
@@ -16,24 +16,38 @@ class Objective(nn.Module):
     Args:
         cohort: the peers.
         method: turns their outputs into terms; its heads are trained too.
+        teachers: networks outside the cohort whose outputs the method learns from.
+        sight: maps images `[B, C, H, W]` to what the peers see of them; the images themselves when None.
     """
 
-    def __init__(self, cohort: Cohort, method: Method) -> None:
+    def __init__(
+        self, cohort: Cohort, method: Method, *, teachers: Teachers | None = None, sight: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.cohort = cohort
         self.method = method
+        self.teachers = Teachers(()) if teachers is None else teachers
+        self.sight = sight
 
     def forward(self, batch: Batch) -> tuple[list[PeerOutput], Terms]:
         """Run the cohort on the views of a batch and the method on its outputs.
 
         Args:
-            batch: views `[V, B, C, H, W]`, labels, rows, clock.
+            batch: what `prepare` returned: views `[V, B, C, H, W]`, labels, rows, clock.
 
         Returns:
             The outputs of the M peers and the terms, both with gradient.
         """
         peers: list[PeerOutput] = self.cohort(batch.views)
         return peers, self.method.losses(peers, batch)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Let the teachers look at a batch as the data give it, then leave in it what the peers see."""
+        taught: Batch = self.teachers(batch)
+        if self.sight is None:
+            return taught
+        views: Tensor = self.sight(batch.views.flatten(0, 1))
+        return taught.with_views(views.view(*batch.views.shape[:2], *views.shape[1:]))
 
     def broken(self) -> list[str]:
         """Names of parameters that are not finite; waits for the device once."""

@@ -8,6 +8,7 @@ from coterie.experiment.experiment import Experiment
 from coterie.experiment.finished import evaluate_run, export_run
 from coterie.experiment.plan import Plan, make_plan
 from coterie.experiment.runs import continue_run, new_folder, open_run
+from coterie.experiment.transfer import transfer_run
 
 __all__ = [
     "Comparison",
@@ -24,4 +25,5 @@ __all__ = [
     "new_folder",
     "open_run",
     "train",
+    "transfer_run",
 ]

@@ -12,15 +12,17 @@ import numpy
 import torch
 from torch import nn
 
-from coterie.cohort import Cohort
+from coterie.cohort import Cohort, Teachers
 from coterie.config import Recipe, TrainConfig
+from coterie.core.combined import make_method
 from coterie.core.draws import mix
 from coterie.core.errors import ConfigError
-from coterie.core.method import METHODS, Facts, Method
+from coterie.core.method import Facts, Method, PeerFacts
 from coterie.data import ClassAwareOrder, Opened, Order, ShuffledOrder
 from coterie.engine.rng_state import restore_rng, rng_tensors, rng_values
 from coterie.experiment.weights import load_weights
 from coterie.nets import NETS
+from coterie.nets.inputs import Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,14 @@ class Parts:
     cohort: Cohort
     method: Method
     device: torch.device
+    teachers: Teachers
+    sight: Sight
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of what the peers see."""
+        channels, size = self.sight.shape(self.data.train.channels, self.data.train.image_size)
+        return channels, size, size
 
 
 def net_names(recipe: Recipe) -> tuple[str, ...]:
@@ -58,8 +68,22 @@ def build_nets(recipe: Recipe, *, num_classes: int, channels: int, image_size: i
     return nets
 
 
-def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
+def build_method(
+    recipe: Recipe,
+    cohort: Cohort,
+    data: Opened,
+    *,
+    peers: tuple[PeerFacts, ...] = (),
+    teachers: tuple[PeerFacts, ...] = (),
+) -> Method:
     """Build the method with fresh heads and memories, and let the cohort give what it needs.
+
+    Args:
+        recipe: names the method and its knobs.
+        cohort: the peers.
+        data: gives the labels.
+        peers: sizes of the peers' outputs, for methods that learn from teachers.
+        teachers: sizes of the teachers' outputs.
 
     Raises:
         ConfigError: the cohort or the data cannot serve it.
@@ -76,9 +100,11 @@ def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
         stage_channels=tuple(net.stage_channels for net in cohort),
         shared=cohort.shared,
         frozen=tuple(sorted(cohort.frozen)),
+        peers=peers,
+        teachers=teachers,
     )
     with _fresh(mix(recipe.seed, "heads")):
-        method = METHODS[recipe.method](recipe.method_config, facts)
+        method = make_method(recipe.method, recipe.method_config, facts)
         method.attach(cohort)
     needs = method.requirements()
     if needs.held_out and data.validation is None:
@@ -87,16 +113,22 @@ def build_method(recipe: Recipe, cohort: Cohort, data: Opened) -> Method:
     return method
 
 
-def build_cohort(recipe: Recipe, data: Opened, nets: Sequence[nn.Module] | None = None) -> Cohort:
+def build_cohort(
+    recipe: Recipe, data: Opened, shape: tuple[int, int, int], nets: Sequence[nn.Module] | None = None
+) -> Cohort:
     """Build the cohort, from given networks or from those the recipe names.
+
+    Args:
+        recipe: names networks, leader and layout.
+        data: gives the classes.
+        shape: `(C, H, W)` of what the networks see.
+        nets: networks in place of those the recipe names.
 
     Raises:
         ConfigError: the heads do not fit the classes of the data, or stages cannot be shared.
     """
     if nets is None:
-        nets = build_nets(
-            recipe, num_classes=len(data.classes), channels=data.train.channels, image_size=data.train.image_size
-        )
+        nets = build_nets(recipe, num_classes=len(data.classes), channels=shape[0], image_size=shape[1])
     cohort = Cohort(
         nets,
         leader=recipe.cohort.leader,

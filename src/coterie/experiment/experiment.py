@@ -21,7 +21,9 @@ from coterie.engine import Interrupt, Preempted, fit
 from coterie.evaluation import classify, peer_logits
 from coterie.experiment.build import Parts, build_cohort, build_method, pick_device, runtime
 from coterie.experiment.session import Session, Setting
+from coterie.experiment.teachers import build_teachers, cohort_facts, teacher_facts
 from coterie.metrics import CohortScores
+from coterie.nets.inputs import sight_for
 
 
 class Experiment:
@@ -61,11 +63,22 @@ class Experiment:
         recipe = self.recipe
         device = pick_device(recipe.train.device)
         data = open_data(recipe.data, recipe.seed, self.source)
-        cohort = build_cohort(recipe, data, self.nets)
-        method = build_method(recipe, cohort, data).to(device)
+        sight = sight_for(recipe.net.input, data.normalisation.mean, data.normalisation.std)
+        channels, size = sight.shape(data.train.channels, data.train.image_size)
+        cohort = build_cohort(recipe, data, (channels, size, size), self.nets)
+        teachers = build_teachers(recipe, data, view=cohort.leader)
+        method = build_method(
+            recipe,
+            cohort,
+            data,
+            peers=cohort_facts(cohort, teachers, (channels, size, size)),
+            teachers=teacher_facts(teachers, data),
+        ).to(device)
+        teachers.stage_maps = method.requirements().stage_maps
         layout = torch.channels_last if recipe.train.channels_last else torch.preserve_format
         cohort.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-        return Parts(data, cohort, method, device)
+        teachers.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        return Parts(data, cohort, method, device, teachers, sight.to(device))
 
     def train(self, *, resume: bool = False, fresh: bool = False) -> dict[str, Any]:
         """Train to the last epoch, then open the test set and score leader, peers and ensemble on it.
@@ -124,7 +137,7 @@ class Experiment:
         return iter(peer_logits(parts.cohort, self._batches(parts, split)))
 
     def _batches(self, parts: Parts, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        return evaluation_batches(
+        batches = evaluation_batches(
             split,
             batch_size=max(self.recipe.data.batch_size, 256 if split.image_size <= 64 else 1),
             normalisation=parts.data.normalisation,
@@ -132,6 +145,7 @@ class Experiment:
             workers=self.recipe.data.workers,
             channels_last=self.recipe.train.channels_last,
         )
+        return ((parts.sight(images), labels) for images, labels in batches)
 
 
 def _run(session: Session) -> dict[str, Any]:

@@ -92,10 +92,9 @@ def export_run(
         parts = experiment.build()
         _, snapshot = _states(experiment)[0]
         restore_peers(parts.cohort, snapshot)
-        shape = (parts.data.train.channels, parts.data.train.image_size, parts.data.train.image_size)
         report = export_leader(
             parts.cohort.leader_net,
-            image_shape=shape,
+            image_shape=parts.image_shape,
             folder=experiment.folder.export if out is None else out,
             card=_card(experiment, parts),
             build=partial(_plain, experiment, parts),
@@ -109,8 +108,8 @@ def _plain(experiment: Experiment, parts: Parts) -> torch.nn.Module:
     nets = build_nets(
         experiment.recipe,
         num_classes=len(parts.data.classes),
-        channels=parts.data.train.channels,
-        image_size=parts.data.train.image_size,
+        channels=parts.image_shape[0],
+        image_size=parts.image_shape[1],
     )
     return nets[parts.cohort.leader]
 

@@ -59,9 +59,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
-    split = parts.data.train
-    shape = (split.channels, split.image_size, split.image_size)
-    cohort = parts.cohort
+    shape, cohort = parts.image_shape, parts.cohort
     lines = []
     for m, name in enumerate(net_names(recipe)):
         role = "  <- leader" if m == cohort.leader else ""
@@ -109,7 +107,8 @@ def _terms(recipe: Recipe, parts: Parts) -> list[tuple[str, float, float]]:
     order = ShuffledOrder(len(rows), len(rows), 0)
     loader = make_loader(split.select(rows), order=order, plan=plan, device=parts.device)
     with torch.no_grad():
-        _, terms = Objective(parts.cohort, parts.method)(next(iter(loader.batches(0))))
+        objective = Objective(parts.cohort, parts.method, teachers=parts.teachers, sight=parts.sight)
+        _, terms = objective(objective.prepare(next(iter(loader.batches(0)))))
     return [(term.name, float(term.weight), float(term.value)) for term in terms]
 
 

@@ -227,7 +227,7 @@ class Session:
         )
         order = order_for(recipe, parts)
         loader = make_loader(split, order=order, plan=plan, device=parts.device, workers=recipe.data.workers)
-        objective = Objective(parts.cohort, parts.method)
+        objective = Objective(parts.cohort, parts.method, teachers=parts.teachers, sight=parts.sight)
         precision = Precision(recipe.train.precision, parts.device)
         stepper = Stepper(
             make_optimizer(objective.trainable().values(), recipe.optim),

@@ -1,0 +1,66 @@
+"""Teachers: networks outside the cohort that are never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from coterie.core.types import Batch, PeerOutput
+from coterie.nets import Tappable, as_tappable
+from coterie.nets.inputs import Sight
+
+
+class Teachers(nn.Module):
+    """Frozen networks that see the same view of each image as the leader.
+
+    They are always in evaluation mode and none of their parameters takes gradient.
+
+    Args:
+        nets: trained networks.
+        sights: what each of them sees of an image; all of it where this is empty.
+        view: which of the views they see; the leader's.
+        stage_maps: whether their outputs carry stage maps.
+    """
+
+    def __init__(
+        self,
+        nets: Sequence[nn.Module],
+        *,
+        sights: Sequence[Sight] = (),
+        view: int = 0,
+        stage_maps: bool = False,
+    ) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(as_tappable(net) for net in nets)
+        self.sees = tuple(sights)
+        self.sights = nn.ModuleList(sights or [nn.Identity() for _ in nets])
+        self.view = view
+        self.stage_maps = stage_maps
+        self.requires_grad_(False)
+        self.eval()
+
+    def __len__(self) -> int:
+        return len(self.nets)
+
+    def __iter__(self) -> Iterator[Tappable]:
+        return iter(cast("Sequence[Tappable]", self.nets))
+
+    def train(self, mode: bool = True) -> Teachers:
+        """Stay in evaluation mode, whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Batch:
+        """Add what every teacher says about the images of a batch; one that has been added stays as it is."""
+        if batch.teachers or not len(self):
+            return batch
+        return replace(batch, teachers=self.look(batch.views[self.view % batch.views.shape[0]]))
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[PeerOutput, ...]:
+        """Map images `[B, C, H, W]`, as the data give them, to the outputs of every teacher."""
+        return tuple(net.tap(sight(images), self.stage_maps) for net, sight in zip(self, self.sights, strict=True))

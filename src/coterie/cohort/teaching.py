@@ -1,0 +1,189 @@
+"""Learning from teachers: networks that are trained already and stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from coterie.core.errors import ConfigError
+from coterie.core.method import Facts, Memory, Method, Needs, PeerFacts
+from coterie.core.types import Batch, PeerOutput, Peers, Terms
+from coterie.losses.logits import summed_cross_entropy
+
+
+class Link(nn.Module):
+    """What one student takes from one teacher: the loss between their outputs and all that it needs.
+
+    Trainable parts (connectors, heads, critics) are ordinary submodules. Memories go into `self.memories`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memories: dict[str, Memory] = {}
+
+    def forward(self, student: PeerOutput, teacher: PeerOutput, batch: Batch) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            student: outputs of the student, with gradient.
+            teacher: outputs of the teacher, constants.
+            batch: the images both saw.
+
+        Returns:
+            `[]`, before weighting.
+        """
+        raise NotImplementedError
+
+    def after_step(self, student: PeerOutput, teacher: PeerOutput, batch: Batch) -> None:
+        """Update memories after the optimiser step; runs without gradient, on the outputs of that step."""
+
+    def describe(self) -> str:
+        """What was built to make the outputs comparable, in words; empty when nothing was."""
+        return ""
+
+
+class TeacherMethod(Method):
+    """Base of the methods in which students learn from teachers: a subclass says what a `Link` is.
+
+    Teachers are the networks of `teacher.*` and the frozen peers of the cohort. Every student is linked to every
+    teacher; the links of a student are averaged over its teachers, those of several students summed.
+
+    Alone, such a method trains its students with labels as well; behind another method it adds its term only.
+
+    Args:
+        config: its knobs.
+        facts: sizes and labels of the run.
+
+    Raises:
+        ConfigError: there is no teacher, or one does not fit.
+
+    Attributes:
+        pairs: student and teacher of each link; teachers are counted after the peers.
+        links: one `Link` for each pair.
+        term: what the term is called in displays and logs.
+    """
+
+    needs = Needs(teacher=True)
+    term: ClassVar[str] = "teacher"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        """Knobs that all these methods have; a subclass sets its paper's defaults.
+
+        Attributes:
+            weight: factor of what is taken from the teachers.
+            task: factor of the cross-entropy with the labels; behind another method that one's cross-entropy counts.
+            students: who learns from the teachers, the `leader` only or `all` peers that learn.
+            initial_epochs: epochs at the beginning in which only the teacher is imitated; after them, only the labels
+                count. 0 for both at once, throughout.
+        """
+
+        weight: float = 1.0
+        task: float = 1.0
+        students: Literal["leader", "all"] = "leader"
+        initial_epochs: int = 0
+
+        def __post_init__(self) -> None:
+            if self.weight < 0 or self.task < 0:
+                raise ConfigError(f"weight={self.weight} and task={self.task} of a teacher's term; give 0 or more")
+
+    config: Config
+
+    def __init__(self, config: Config, facts: Facts) -> None:
+        super().__init__(config, facts)
+        self.pairs = tuple(product(_students(config, facts), _teachers(facts)))
+        known = (*facts.peers, *facts.teachers)
+        self.links = nn.ModuleList(self.link(known[s], known[t]) for s, t in self.pairs)
+        for (student, teacher), link in self._linked():
+            for key, memory in link.memories.items():
+                self.memories[f"{key}-{student}-{teacher}"] = memory
+
+    def link(self, student: PeerFacts, teacher: PeerFacts) -> Link:
+        """Build what connects a student to a teacher, with fresh weights from torch's global generator.
+
+        Raises:
+            ConfigError: their outputs cannot be compared in this way.
+        """
+        raise NotImplementedError
+
+    def losses(self, peers: Peers, batch: Batch) -> Terms:
+        """Term `task`, cross-entropy of the peers that learn, and what `added_losses` returns."""
+        learn = [peer.logits for m, peer in enumerate(peers) if m not in self.facts.frozen]
+        task, weight = self._weights(batch)
+        terms = Terms().add("task", summed_cross_entropy(learn, batch.labels), task)
+        return terms.add(self.term, self._transfer(peers, batch), weight)
+
+    def added_losses(self, peers: Peers, batch: Batch) -> Terms:
+        """One term, with gradient to the students and to the links."""
+        return Terms().add(self.term, self._transfer(peers, batch), self.config.weight)
+
+    def after_step(self, peers: Peers, batch: Batch) -> None:
+        """Update the memories of all links."""
+        known = (*peers, *batch.teachers)
+        for (student, teacher), link in self._linked():
+            link.after_step(known[student], known[teacher], batch)
+
+    def ensemble(self, peers: Peers) -> Tensor:
+        """Mean logits `[B, K]` of the peers that learn."""
+        return super().ensemble([peer for m, peer in enumerate(peers) if m not in self.facts.frozen])
+
+    def describe(self) -> dict[str, str]:
+        """What each link has built."""
+        built = {f"link {s} <- {t}": text for (s, t), link in self._linked() if (text := link.describe())}
+        students = sorted({student for student, _ in self.pairs})
+        return {"teachers": f"{self._num_teachers}, for peers {students}", **built}
+
+    @property
+    def _num_teachers(self) -> int:
+        return len({teacher for _, teacher in self.pairs})
+
+    def _transfer(self, peers: Peers, batch: Batch) -> Tensor:
+        known = (*peers, *batch.teachers)
+        values = [link(known[student], known[teacher], batch) for (student, teacher), link in self._linked()]
+        return torch.stack(values).sum() / self._num_teachers
+
+    def _weights(self, batch: Batch) -> tuple[float | Tensor, float | Tensor]:
+        """Factors of task and transfer: one of them is 0 with an initial stage."""
+        config = self.config
+        if not config.initial_epochs:
+            return config.task, config.weight
+        early = (batch.epoch < config.initial_epochs).to(torch.float32)
+        return config.task * (1 - early), config.weight * early
+
+    def _linked(self) -> Iterator[tuple[tuple[int, int], Link]]:
+        for pair, link in zip(self.pairs, self.links, strict=True):
+            assert isinstance(link, Link)
+            yield pair, link
+
+
+def _students(config: TeacherMethod.Config, facts: Facts) -> list[int]:
+    if config.students == "leader":
+        return [facts.leader]
+    return [m for m in range(facts.num_peers) if m not in facts.frozen]
+
+
+def _teachers(facts: Facts) -> list[int]:
+    return [*facts.frozen, *range(facts.num_peers, facts.num_peers + len(facts.teachers))]
+
+
+def require_same_classes(name: str, student: PeerFacts, teacher: PeerFacts) -> None:
+    """Refuse a teacher of other classes.
+
+    Args:
+        name: of the method that compares class scores.
+        student: sizes of its outputs.
+        teacher: sizes of its outputs.
+
+    Raises:
+        ConfigError: the numbers of classes differ.
+    """
+    if student.num_classes != teacher.num_classes:
+        raise ConfigError(
+            f"{name} compares class scores, but the teacher knows {teacher.num_classes} classes and the student"
+            f" {student.num_classes}; give a teacher of the same classes, or a method that compares embeddings"
+        )
