@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq
+VISION := .venv-vision/bin/python
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d; run: make PYTHON=python3.11" % sys.version_info[:2])'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check static test-slow format clean
+.PHONY: demo test check static test-slow test-vision format clean
 
 demo: .venv/.base  ## the main job on data that comes with a dependency; results in runs/demo
 	$(BIN)/coterie demo
@@ -26,16 +28,20 @@ test-slow: export OMP_NUM_THREADS := 1
 test-slow: .venv/.dev  ## only the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
 
+test-vision: export OMP_NUM_THREADS := 1
+test-vision: .venv-vision/.done  ## the networks of torchvision and timm, with the newest torch: 6 GB in .venv-vision
+	$(VISION) -m pytest -n 2 -m vision tests/nets
+
 format: .venv/.dev  ## put files into the project's format and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the environment and caches; runs stay
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean:  ## remove the environments and caches; runs stay
+	rm -rf .venv .venv-vision build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests tools benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 .venv/.base: pyproject.toml requirements/base.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d; run: make PYTHON=python3.11" % sys.version_info[:2])'
+	@$(NEW_ENOUGH)
 	@echo "setting up .venv (half a minute on a fast line)"
 	@$(BIN)/python -c "" 2>/dev/null || rm -rf .venv  # the Python it was made with is gone
 	$(PYTHON) -m venv .venv
@@ -45,4 +51,14 @@ clean:  ## remove the environment and caches; runs stay
 
 .venv/.dev: .venv/.base requirements/dev.txt
 	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+.venv-vision/.done: pyproject.toml requirements/vision.txt
+	@$(NEW_ENOUGH)
+	@echo "setting up .venv-vision (1 to 2 minutes on a fast line, 6 GB)"
+	@$(VISION) -c "" 2>/dev/null || rm -rf .venv-vision  # the Python it was made with is gone
+	$(PYTHON) -m venv .venv-vision
+	$(VISION) -m pip install -qq --no-compile --no-cache-dir -r requirements/vision.txt
+	$(VISION) -m pip install -qq --no-deps -e .
+	$(VISION) -c "import timm, torchvision"  # without them every test would be skipped
 	@touch $@

@@ -78,7 +78,8 @@ def resolve(verb: str, arguments: dict[str, object]) -> None:
     plugins = arguments.get("plugin", ())
     if arguments.get("recipe"):
         recipe = open_recipe(arguments["recipe"], arguments.get("settings", ()), plugins)
-        assert recipe.data.name in DATA and all(name in NETS for name in net_names(recipe))
+        known = {*NETS, *(f"{source}/resnet18" for source in NETS.sources)}
+        assert recipe.data.name in DATA and known.issuperset(net_names(recipe))
     if verb == "compare":
         words = settings_from(arguments["recipes"])
         recipes, settings = ([word for word in words if ("=" in word) == given] for given in (False, True))

@@ -48,8 +48,11 @@ _BASE = {
     "data": {"name": "synthetic", "samples": 48, "classes": 4, "image_size": 8, "batch_size": 8, "padding": 1},
 }
 
-METHOD_KNOBS = {"mcl_okd": {"num_negatives": 16, "embedding_dim": 8}}
-"""Knobs that a method needs to fit 43 images."""
+METHOD_KNOBS = {
+    "mcl_okd": {"num_negatives": 16, "embedding_dim": 8},
+    **{name: {"initial_epochs": 1} for name in ("ab", "fsp", "ft")},
+}
+"""Knobs that a method needs to fit 43 images and two epochs."""
 
 
 def settings_of(method: str) -> list[str]:

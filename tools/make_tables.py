@@ -90,7 +90,7 @@ def _networks() -> str:
         "D",
         "maps that `shared` = 1, 2, ... share",
     )
-    return _markdown(header, (_network(name, NETS[name]) for name, _ in catalogue("nets")[1:]))
+    return _markdown(header, (_network(name, NETS[name]) for name, _ in catalogue("nets")[1:] if name in NETS))
 
 
 def _network(name: str, build: NetBuilder) -> tuple[object, ...]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,8 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import coterie.methods  # noqa: F401 (registers them)
 from coterie.cohort import Cohort, Teachers
-from coterie.core import METHODS, Batch, CoterieError, Facts, Method, Needs, Outer, PeerFacts, PeerOutput, Terms
-from coterie.nets.base import StagedNet, Tappable, pooled
+from coterie.cohort.facts import facts_of
+from coterie.core import METHODS, Batch, CoterieError, Facts, Method, Needs, Outer, PeerOutput, Terms
+from coterie.engine import Objective
+from coterie.nets.base import StagedNet, pooled
 
 __all__ = ["CHECKS", "Scene", "check_method", "make_scene"]
 
@@ -38,12 +42,14 @@ class Scene:
         cohort: as many tiny peers as the method's facts say.
         batch: images for which the method's needs hold.
         teachers: one tiny teacher, where the method learns from one.
+        precision: `float32`, or `bfloat16` for autocast.
     """
 
     method: Method
     cohort: Cohort
     batch: Batch
     teachers: Teachers = field(default_factory=lambda: Teachers(()))
+    precision: str = "float32"
 
     @property
     def taught(self) -> Batch:
@@ -56,12 +62,13 @@ class Scene:
         return self.method.losses(self.cohort(self.batch.views), self.taught)
 
     def train(self, steps: int, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """Take training steps as the loop does, and return the totals."""
+        """Take training steps as the loop does, in the scene's precision, and return the totals."""
         totals, every = [], self.method.requirements().outer_every
         for _ in range(steps):
-            peers = self.cohort(self.batch.views)
-            taught = self.taught
-            total = self.method.losses(peers, taught).total()
+            with self.autocast():
+                taught = self.taught
+                peers = self.cohort(self.batch.views)
+                total = self.method.losses(peers, taught).total()
             optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -73,6 +80,19 @@ class Scene:
             totals.append(total.detach())
         return totals
 
+    def end_epoch(self) -> None:
+        """Let the method re-estimate what it re-estimates after an epoch, from the batch as held-out images."""
+        self.cohort.eval()
+        with torch.no_grad():
+            held_out = [([peer.logits for peer in self.cohort(self.batch.views)], self.batch.labels)]
+            self.method.after_epoch(held_out if self.method.requirements().held_out else ())
+        self.cohort.train()
+        self.batch.epoch.add_(1)
+
+    def autocast(self) -> torch.autocast:
+        """Context of the forward pass."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
+
     def outer(self, optimizer: torch.optim.Optimizer) -> Outer:
         """What an outer step after the last step works with."""
         return Outer(
@@ -80,8 +100,8 @@ class Scene:
         )
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """SGD with momentum over cohort and method."""
-        return torch.optim.SGD(nn.ModuleList([self.cohort, self.method]).parameters(), lr=0.05, momentum=0.9)
+        """SGD with momentum over what the loop trains: neither frozen peers nor what only an outer step changes."""
+        return torch.optim.SGD(Objective(self.cohort, self.method).trainable().values(), lr=0.05, momentum=0.9)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint holds of cohort and method, copied."""
@@ -104,7 +124,9 @@ def make_scene(
     *,
     widths: Sequence[int] = (),
     shared: int = 0,
+    frozen: Sequence[int] = (),
     labels: Sequence[int] = (),
+    precision: str = "float32",
     seed: int = 0,
 ) -> Scene:
     """Build a method together with peers and a batch that satisfy its needs.
@@ -112,25 +134,30 @@ def make_scene(
     Args:
         name: a registered method.
         config: its knobs; the defaults when None.
-        widths: channels of each peer; equal ones for three peers, or as many as the method needs, when empty.
+        widths: channels of each peer; equal ones for three peers, or as many as the method needs, when empty. From 8
+            channels on a peer has a third stage.
         shared: stages that all peers share, or as many as the method needs where these are more.
+        frozen: peers that are not trained.
         labels: `[B]` classes of the batch below 4; such that each occurs as often as the method needs when empty.
+        precision: `float32`, or `bfloat16` for autocast.
         seed: of weights, images and the method's draws.
     """
     torch.manual_seed(seed)
     kind = METHODS[name]
     widths = list(widths) or [6] * max(3, kind.needs.min_peers)
     shared = max(shared, kind.needs.shared_stages)
-    cohort = Cohort([_tiny_net(width) for width in widths], shared=shared)
-    teachers = Teachers([_tiny_net(8)] if kind.needs.teacher else [])
+    cohort = Cohort([_tiny_net(width) for width in widths], shared=shared, frozen=frozen).train()
+    teacher_width = widths[cohort.leader] if kind.needs.equal_channels else 8
+    teachers = Teachers([_tiny_net(teacher_width)] if kind.needs.teacher else [])
     method = kind(kind.Config() if config is None else config, _facts(cohort, teachers, seed))
     needs = method.requirements()
     cohort.stage_maps, cohort.rescale, cohort.peer_views = needs.stage_maps, needs.rescale_branches, needs.peer_views
+    cohort.preactivations = teachers.preactivations = needs.preactivations
     teachers.stage_maps = needs.stage_maps
     method.attach(cohort)
     views = len(cohort) if needs.views == "per_peer" else needs.views
     batch = _make_batch(views, list(labels), needs.samples_per_class)
-    return Scene(method=method, cohort=cohort, batch=batch, teachers=teachers)
+    return Scene(method=method, cohort=cohort, batch=batch, teachers=teachers, precision=precision)
 
 
 def check_method(name: str, config: Method.Config | None = None) -> None:
@@ -156,12 +183,12 @@ def check_terms(name: str, config: Method.Config | None = None) -> None:
 
 
 def check_every_peer_is_taught(name: str, config: Method.Config | None = None) -> None:
-    """Gradient reaches logits, embedding or a stage map of every peer."""
+    """Gradient reaches logits, embedding or a map of every peer."""
     scene = make_scene(name, config)
     leaves = [_as_leaves(peer) for peer in scene.cohort(scene.batch.views)]
     scene.method.losses(leaves, scene.taught).total().backward()  # type: ignore[no-untyped-call]
     for m, peer in enumerate(leaves):
-        taught = any(map(_has_gradient, (peer.logits, peer.embedding, *peer.stages)))
+        taught = any(map(_has_gradient, (peer.logits, peer.embedding, *peer.stages, *peer.preactivations)))
         _require(taught, name, f"no gradient reaches peer {m}")
 
 
@@ -175,7 +202,7 @@ def check_precisions(name: str, config: Method.Config | None = None) -> None:
 
 
 def check_layouts(name: str, config: Method.Config | None = None) -> None:
-    """Separate, branched and, unless equal embeddings are asked for, mixed cohorts all get finite gradients."""
+    """Separate, branched and, as far as the needs allow them, mixed cohorts all get finite gradients."""
     for widths, shared in _layouts(make_scene(name, config).method.requirements()):
         scene = make_scene(name, config, widths=widths, shared=shared)
         scene.terms().total().backward()  # type: ignore[no-untyped-call]
@@ -193,10 +220,25 @@ def check_determinism(name: str, config: Method.Config | None = None) -> None:
 
 
 def check_resume(name: str, config: Method.Config | None = None) -> None:
-    """State dict and memories are all there is to keep: a run continued from them takes the same steps to the bit."""
-    old, new = make_scene(name, config, seed=1), make_scene(name, config, seed=1)
-    old_optimizer = old.optimizer()
+    """State dict and memories are all there is to keep: a run continued from them takes the same steps to the bit.
+
+    So it is in every layout, with a frozen peer and without one, in float32 and in bfloat16 autocast, after an epoch;
+    frozen peers stay as they are and all others learn.
+    """
+    layouts = _layouts(make_scene(name, config).method.requirements())
+    for (widths, shared), frozen, precision in product(layouts, ((), (0,)), ("float32", "bfloat16")):
+        where = f"widths {widths}, {shared} shared stages, frozen peers {list(frozen)}, {precision}"
+        make = partial(make_scene, name, config, widths=widths, shared=shared, frozen=frozen, precision=precision)
+        _resumed_is_whole(name, where, make(seed=1), make(seed=1))
+
+
+def _resumed_is_whole(name: str, where: str, old: Scene, new: Scene) -> None:
+    begun, old_optimizer = old.tensors(), old.optimizer()
     old.train(2, old_optimizer)
+    old.end_epoch()
+    for m in range(len(old.cohort)):
+        same = _same(*(_below(f"cohort.nets.{m}.", tensors) for tensors in (begun, old.tensors())))
+        _require(same == (m in old.cohort.frozen), name, f"peer {m} {'does not learn' if same else 'changes'}; {where}")
     with torch.no_grad():
         for parameter in new.method.parameters():
             parameter.zero_()
@@ -204,9 +246,11 @@ def check_resume(name: str, config: Method.Config | None = None) -> None:
     new_optimizer = new.optimizer()
     new_optimizer.load_state_dict(deepcopy(old_optimizer.state_dict()))
     new.batch.step.copy_(old.batch.step)
-    totals = old.train(2, old_optimizer), new.train(2, new_optimizer)
-    _require(_same(dict(enumerate(totals[0])), dict(enumerate(totals[1]))), name, "a continued run differs")
-    _require(_same(old.tensors(), new.tensors()), name, "a continued run ends in another state")
+    new.batch.epoch.copy_(old.batch.epoch)
+    totals = [dict(enumerate(each.train(2, by))) for each, by in ((old, old_optimizer), (new, new_optimizer))]
+    _require(_all_finite(totals[0].values()), name, f"a total is not finite; {where}")
+    _require(_same(*totals), name, f"a continued run differs; {where}")
+    _require(_same(old.tensors(), new.tensors()), name, f"a continued run ends in another state; {where}")
 
 
 def check_memories(name: str, config: Method.Config | None = None) -> None:
@@ -271,43 +315,43 @@ def _layouts(needs: Needs) -> Iterator[tuple[list[int], int]]:
     peers = max(3, needs.min_peers)
     yield [6] * peers, 0
     yield [6] * peers, 1
-    if not (needs.equal_embeddings or needs.shared_stages):
+    if needs.equal_embeddings == "auxiliary":
+        yield [6] * (peers - 1) + [8], 0
+    elif not (needs.equal_embeddings or needs.equal_channels or needs.shared_stages):
         yield [4 + 2 * m for m in range(peers)], 0
 
 
 def _tiny_net(width: int) -> StagedNet:
+    num_stages = 3 if width >= 8 else 2
+
     def block(channels: int, stride: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.Tanh())
 
     return StagedNet(
         stem=block(3, 1),
-        stages=[block(width, 2), block(width, 2)],
+        stages=[block(width, 2) for _ in range(num_stages)],
         neck=pooled(),
         head=nn.Linear(width, _NUM_CLASSES),
-        stage_channels=(width, width),
+        stage_channels=(width,) * num_stages,
     )
 
 
 def _facts(cohort: Cohort, teachers: Teachers, seed: int) -> Facts:
+    shape = 3, _IMAGE_SIZE, _IMAGE_SIZE
     return Facts(
         num_peers=len(cohort),
         leader=cohort.leader,
         num_classes=_NUM_CLASSES,
         embedding_dims=cohort.embedding_dims,
         labels=torch.arange(_NUM_TRAIN) % _NUM_CLASSES,
-        num_epochs=10,
+        num_epochs=100,
         seed=seed,
         stage_channels=tuple(net.stage_channels for net in cohort),
         shared=cohort.shared,
-        peers=tuple(map(_sizes, cohort)),
-        teachers=tuple(map(_sizes, teachers)),
+        frozen=tuple(sorted(cohort.frozen)),
+        peers=tuple(facts_of(net, shape) for net in cohort.nets),
+        teachers=tuple(facts_of(net, shape) for net in teachers.nets),
     )
-
-
-def _sizes(net: Tappable) -> PeerFacts:
-    width, half = net.embedding_dim, _IMAGE_SIZE // 2
-    stages = ((width, 2 * half, 2 * half), (width, half, half), (width, half // 2, half // 2))
-    return PeerFacts(embedding_dim=width, num_classes=net.num_classes, stages=stages)
 
 
 def _make_batch(views: int, labels: list[int], samples_per_class: int) -> Batch:
@@ -324,8 +368,10 @@ def _repeated_labels(repeats: int) -> list[int]:
 
 def _as_leaves(peer: PeerOutput) -> PeerOutput:
     logits, embedding = (tensor.detach().requires_grad_() for tensor in (peer.logits, peer.embedding))
-    stages = tuple(stage.detach().requires_grad_() for stage in peer.stages)
-    return replace(peer, logits=logits, embedding=embedding, stages=stages)
+    stages, inner = (
+        tuple(part.detach().requires_grad_() for part in maps) for maps in (peer.stages, peer.preactivations)
+    )
+    return replace(peer, logits=logits, embedding=embedding, stages=stages, preactivations=inner)
 
 
 def _has_gradient(tensor: Tensor) -> bool:

@@ -150,5 +150,5 @@ def test_peers_of_other_class_counts_are_refused() -> None:
 
 
 def test_foreign_modules_cannot_share_stages() -> None:
-    with pytest.raises(ConfigError, match="only staged networks can share stages"):
+    with pytest.raises(ConfigError, match="peer 1, a Sequential, cannot share stages, only staged"):
         Cohort([*nets("cnn4_w4"), foreign()], shared=1)

@@ -12,11 +12,13 @@ from coterie.core import CheckpointError
 from coterie.core.files import (
     RecordWarning,
     finite,
+    is_taken,
     open_regular,
     read_json,
     remove_leftovers,
     remove_tree,
     sha256_of,
+    unused_path,
     write_json_atomically,
     write_text_atomically,
 )
@@ -117,3 +119,21 @@ def test_what_cannot_be_removed_costs_a_warning() -> None:
 def test_finite_leaves_the_finite_alone() -> None:
     assert finite({"a": [0.1, {"b": "nan"}], "c": (1, None)}) == {"a": [0.1, {"b": "nan"}], "c": [1, None]}
     assert finite([float("nan"), float("-inf")]) == ["nan", "-inf"]
+
+
+def test_every_kind_of_name_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert all(is_taken(tmp_path / name) for name in ("file", "folder", "pipe", "link", "dangling", "loop"))
+    assert not is_taken(tmp_path / "gone") and not is_taken(tmp_path / "no" / "folder")
+
+
+def test_an_unused_path_steps_over_links_that_lead_nowhere(tmp_path: Path) -> None:
+    assert unused_path(tmp_path, "run") == tmp_path / "run"
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    (tmp_path / "run-1").mkdir()
+    assert unused_path(tmp_path, "run") == tmp_path / "run-2"

@@ -163,6 +163,25 @@ def test_later_items_are_checked_as_they_come() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def refuse(row: int) -> Any:
+    if row == 3:
+        raise DataError("needs its archive; unpack it first")
+    return PIXELS[row], row % 2
+
+
+def test_an_error_of_ours_raised_inside_the_data_set_names_the_row() -> None:
+    message = "^row 3 of the data set needs its archive; unpack it first$"
+    told = DatasetSplit(Told(refuse, [0, 1, 0, 1, 0, 1]))
+    assert told.fetch(2, None).shape == (3, 8, 8)
+    with pytest.raises(DataError, match=message) as caught:
+        told.fetch(3, None)
+    assert isinstance(caught.value.__cause__, DataError)
+    with pytest.raises(DataError, match="row 0 of the data set needs its archive"):
+        told.select(torch.tensor([3, 1]))
+    with pytest.raises(DataError, match=message):
+        DatasetSplit(Items(refuse))  # met while the labels are looked for
+
+
 def test_selected_rows_keep_image_and_label() -> None:
     split = DatasetSplit(Items(lambda row: (PIXELS[row], row)))
     chosen = split.select(torch.tensor([5, 1])).select(torch.tensor([1, 0]))

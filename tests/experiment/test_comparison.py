@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from coterie.cli import main
 from coterie.core import ConfigError, CoterieError
+from coterie.core.record import RunFolder
 from coterie.experiment import Comparison
 from coterie.reports import read_run
 from faults import names
@@ -133,3 +138,38 @@ def test_from_the_command_line(recipes: tuple[str, str], capsys: pytest.CaptureF
     assert "[4/4]" in text
     assert "alone.toml" in text
     assert len(results("my out")) == 4
+
+
+def test_going_on_with_other_jobs_trains_nothing_again(recipes: tuple[str, str]) -> None:
+    settings = tuple(word for word in DATA if not word.startswith("train.threads"))
+    first = Comparison(recipes=recipes, settings=settings, seeds=1, jobs=1, out=Path("out"))
+    first.run()
+    stamps = {path: path.stat().st_mtime_ns for path in sorted(Path("out").rglob("result.json"))}
+    assert len(stamps) == 2
+    Comparison(recipes=recipes, settings=settings, seeds=1, jobs=2, out=Path("out")).run()
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_runs_stop_politely_when_the_comparison_is_killed(recipes: tuple[str, str]) -> None:
+    settings = [word for word in DATA if not word.startswith("epochs")]
+    command = [sys.executable, "-m", "coterie", "compare", *recipes, *settings, "epochs=100000", "--jobs", "2"]
+    process = subprocess.Popen([*command, "--out", "out"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folders = [Path("out/alone/seed-0"), Path("out/dml/seed-0")]
+    try:
+        wait_until(lambda: all((folder / "metrics.jsonl").exists() for folder in folders))
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: all(state_of(folder) == "preempted" for folder in folders))
+
+
+def wait_until(done: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def state_of(folder: Path) -> str:
+    status = RunFolder(folder).read_status()
+    return "" if status is None else status.state

@@ -33,9 +33,9 @@ def test_a_signal_while_data_are_read_stops_after_the_first_step(
 ) -> None:
     build = Experiment.build
 
-    def building(self: Experiment) -> object:
+    def building(self: Experiment, *given: object) -> object:
         os.kill(os.getpid(), number)
-        return build(self)
+        return build(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "build", building)

@@ -77,7 +77,7 @@ class Broken(Method):
     def __init__(self, config: Config, facts: Any) -> None:
         super().__init__(config, facts)
         self.seen = torch.zeros(())
-        self.calls = 0
+        self.epochs = 0
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         fault = self.config.fault
@@ -86,24 +86,29 @@ class Broken(Method):
         return Terms().add("task", self.spoil(loss, batch) if fault else loss)
 
     def spoil(self, loss: Tensor, batch: Batch) -> Tensor:
-        fault = self.config.fault
-        if fault == "reads a number":
-            return loss * (1.0 if loss.item() > 0 else 2.0)
-        if fault == "reads a list":
-            return loss * len(batch.labels.tolist())
-        if fault == "dynamic shape":
-            return loss + batch.views[0][batch.labels == 0].sum() * 0
-        if fault == "keeps state to itself":
-            self.seen = self.seen + 1
-            return loss * (1 + self.seen)
-        if fault == "global randomness":
-            return loss * (1 + torch.rand(()))
-        if fault == "not a number":
-            return loss + torch.nan
-        if fault == "lone label":
-            pairs = (batch.labels[:, None] == batch.labels).sum() - batch.size
-            return loss / pairs
-        return loss.bfloat16() if fault == "half precision" else loss
+        fault, in_bfloat16 = self.config.fault, torch.is_autocast_enabled("cpu")
+        spoilt = {
+            "reads a number": lambda: loss * (1.0 if loss.item() > 0 else 2.0),
+            "reads a list": lambda: loss * len(batch.labels.tolist()),
+            "dynamic shape": lambda: loss + batch.views[0][batch.labels == 0].sum() * 0,
+            "keeps state to itself": lambda: self.count(loss),
+            "keeps state of frozen peers to itself": lambda: self.count(loss) if self.facts.frozen else loss,
+            "keeps state of bfloat16 to itself": lambda: self.count(loss) if in_bfloat16 else loss,
+            "keeps state of epochs to itself": lambda: loss * (1 + self.epochs),
+            "global randomness": lambda: loss * (1 + torch.rand(())),
+            "not a number": lambda: loss + torch.nan,
+            "not a number later on in bfloat16": lambda: loss + torch.nan if in_bfloat16 and batch.step > 1 else loss,
+            "lone label": lambda: loss / ((batch.labels[:, None] == batch.labels).sum() - batch.size),
+            "half precision": lambda: loss.bfloat16(),
+        }
+        return spoilt[fault]() if fault in spoilt else loss
+
+    def count(self, loss: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return loss * (1 + self.seen)
+
+    def after_epoch(self, held_out: Any) -> None:
+        self.epochs += self.config.fault == "keeps state of epochs to itself"
 
 
 FAULTS = {
@@ -112,6 +117,10 @@ FAULTS = {
     "reads a list": "tolist",
     "dynamic shape": "with a mask|nonzero",
     "keeps state to itself": "a continued run differs",
+    "keeps state of frozen peers to itself": r"a continued run differs; .* frozen peers \[0\], float32",
+    "keeps state of bfloat16 to itself": r"a continued run differs; .* frozen peers \[\], bfloat16",
+    "keeps state of epochs to itself": "a continued run differs",
+    "not a number later on in bfloat16": r"a total is not finite; .* bfloat16",
     "global randomness": "float32 and float64 differ|two runs of one seed differ",
     "not a number": "term 'task' is",
     "lone label": "not finite",

@@ -138,11 +138,21 @@ def test_ensemble_is_the_auxiliaries_unless_all_are_asked_for() -> None:
     assert torch.equal(make_method(ensemble="all").ensemble(outputs(logits)), mean_logits(logits))
 
 
+@pytest.mark.parametrize("leader", [0, 2])
+def test_the_leader_may_have_an_embedding_of_its_own(leader: int) -> None:
+    dims = tuple(12 if m == leader else 8 for m in range(3))
+    method = DiversePeers(DiversePeers.Config(ramp_epochs=0), make_facts(3, leader=leader, embedding_dims=dims))
+    assert method.attention.query.in_features == 8
+    peers = outputs(random_logits(3), [torch.randn(6, dim) for dim in dims])
+    assert method.losses(peers, make_batch(LABELS)).total().isfinite()
+
+
 def test_bad_input_is_refused_and_description() -> None:
     with pytest.raises(ConfigError, match="at least 3 peers"):
         make_method(2)
-    with pytest.raises(ConfigError, match="one size"):
-        DiversePeers(DiversePeers.Config(), make_facts(3, embedding_dims=(4, 4, 8)))
+    message = r"auxiliary peers with embeddings of one size and got \[4, 8\]; .* for all but peer 0, the leader$"
+    with pytest.raises(ConfigError, match=message):
+        DiversePeers(DiversePeers.Config(), make_facts(3, leader=0, embedding_dims=(4, 4, 8)))
     with pytest.raises(ConfigError, match="attention_dim"):
         DiversePeers.Config(attention_dim=0)
     with pytest.raises(ConfigError, match="temperature"):

@@ -128,7 +128,7 @@ def test_the_gate_reads_the_last_shared_map() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"share at least 1 stages and got 0; set cohort\.shared=1"):
+    with pytest.raises(ConfigError, match=r"share their first stages, at least 1, and got 0; set cohort\.shared=1"):
         NativeEnsemble(NativeEnsemble.Config(), make_facts(3, stage_channels=((4, 4),) * 3))
     with pytest.raises(ConfigError, match="stage_channels"):
         NativeEnsemble(NativeEnsemble.Config(), make_facts(3, shared=1))

@@ -14,6 +14,7 @@ from coterie.cohort import Cohort
 from coterie.core.errors import ConfigError, MissingExtra
 from coterie.nets import NETS, TappedNet
 from coterie.nets.stages import find_stages
+from coterie.nets.vision import pretrained
 
 
 def block(channels: int, out: int, stride: int) -> nn.Sequential:
@@ -55,6 +56,10 @@ class Patches(nn.Module):
         return logits
 
 
+def find_last(net: nn.Module) -> nn.Linear:
+    return [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+
+
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     timm, torchvision, models = ModuleType("timm"), ModuleType("torchvision"), ModuleType("torchvision.models")
@@ -62,13 +67,17 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     timm.list_models = lambda: list(kinds)  # type: ignore[attr-defined]
 
     def create_model(name: str, pretrained: bool, **options: int) -> nn.Module:
-        assert pretrained is False
-        net: nn.Module = kinds[name](**options)
+        if pretrained and name == "resnet9_listed":
+            raise RuntimeError("No pretrained weights exist for resnet9_listed.\nUse pretrained=False.")
+        net: nn.Module = kinds[name](**{"num_classes": 7, **options})
+        if pretrained:
+            nn.init.constant_(find_last(net).bias, 3.0)
         return net
 
     timm.create_model = create_model  # type: ignore[attr-defined]
     models.list_models = lambda module: ["resnet9"] * (module is models)  # type: ignore[attr-defined]
-    models.get_model = lambda name, weights, num_classes: Residual(num_classes)  # type: ignore[attr-defined]
+    models.get_model = lambda name, weights, num_classes=5: Residual(num_classes)  # type: ignore[attr-defined]
+    models.get_model_builder = lambda name: Residual  # type: ignore[attr-defined]
     torchvision.models = models  # type: ignore[attr-defined]
     for module in (timm, torchvision, models):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -113,6 +122,20 @@ def test_foreign_peers_learn_together_with_ours(packages: None) -> None:
     assert [len(output.stages) for output in outputs] == [2, 4]
     outputs[0].logits.sum().backward()
     assert all(weight.grad is not None for weight in nets[0].parameters())
+
+
+def test_models_with_the_weights_of_their_package(packages: None) -> None:
+    net = pretrained("timm/resnet9", in_channels=1, image_size=16)
+    assert isinstance(net, TappedNet)
+    assert net.num_classes == 7 and find_last(net).bias.tolist() == [3.0] * 7
+    other = pretrained("torchvision/resnet9", in_channels=3, image_size=16)
+    assert isinstance(other, TappedNet) and other.num_classes == 5
+    with pytest.raises(
+        ConfigError, match=r"no weights of timm/resnet9_listed can be had \(No pretrained.*teacher\.weights"
+    ):
+        pretrained("timm/resnet9_listed", image_size=16)
+    with pytest.raises(ConfigError, match="timm has no model 'resnet_9'"):
+        pretrained("timm/resnet_9")
 
 
 def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, stacked: boo
     from rich.text import Text
 
     columns = min(3, len(header)) if stacked else len(header)
-    table = Table(*header[:columns], box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in header[:columns]:
+        table.add_column(title, overflow="fold")  # long names go on in the next line
     for row in rows:
         below = zip(header[columns:], row[columns:], strict=True)
         asides = [(f"\n{title}: {text}", "dim") for title, text in below if text and text not in row[0]]

@@ -13,6 +13,9 @@ from coterie.cohort.tree import check_alike, copies_of_stages, owner_of
 from coterie.core.errors import ConfigError
 from coterie.core.types import PeerOutput
 from coterie.nets import StagedNet, Tappable, TappedNet, as_tappable
+from coterie.nets.boundaries import Notes
+
+_Done = dict[tuple[int, ...], Tensor]  # a view and the parts it went through: the map after them
 
 
 class Cohort(nn.Module):
@@ -32,6 +35,9 @@ class Cohort(nn.Module):
         stage_maps: whether `forward` returns stage maps.
         frozen: peers that are not trained: their parameters take no gradient and they stay in evaluation mode.
         peer_views: how many of the views `forward` is given the peers see, the first ones; 0 for all.
+
+    Attributes:
+        preactivations: whether `forward` returns the maps before the last activation of each stage; False at first.
 
     Raises:
         ConfigError: no peers, a leader out of range, peers with other class counts, or shared stages that differ.
@@ -63,6 +69,7 @@ class Cohort(nn.Module):
         self.leader = leader % len(nets)
         self.rescale = rescale
         self.stage_maps = stage_maps
+        self.preactivations = False
         self.peer_views = peer_views
         self.nets = nn.ModuleList(as_tappable(net) for net in nets)
         counts = [net.num_classes for net in self]
@@ -120,18 +127,24 @@ class Cohort(nn.Module):
         Returns:
             M outputs, in order; those of frozen peers without gradient.
         """
-        done: dict[tuple[int, ...], Tensor] = {}
-        return [self._run(m, views, done) for m in range(len(self))]
+        done: _Done = {}
+        notes: list[Notes] = [{} for _ in views]
+        return [self._run(m, views, done, notes) for m in range(len(self))]
 
-    def _run(self, peer: int, views: Tensor, done: dict[tuple[int, ...], Tensor]) -> PeerOutput:
+    def _run(self, peer: int, views: Tensor, done: _Done, notes: Sequence[Notes]) -> PeerOutput:
         view = peer % (self.peer_views or views.shape[0])
         net = self.nets[peer]
         with torch.set_grad_enabled(torch.is_grad_enabled() and peer not in self.frozen):
             if not self.copies or not isinstance(net, StagedNet):
-                return cast("Tappable", net).tap(views[view], self.stage_maps)
-            return net.finish(self._trunk(net, views[view], view, done), self.stage_maps)
+                return cast("Tappable", net).tap(views[view], self.stage_maps, self.preactivations)
+            if self.preactivations:
+                return net.watched(lambda: self._through(net, views[view], view, done), notes[view])
+            return self._through(net, views[view], view, done)
 
-    def _trunk(self, net: StagedNet, image: Tensor, view: int, done: dict[tuple[int, ...], Tensor]) -> list[Tensor]:
+    def _through(self, net: StagedNet, image: Tensor, view: int, done: _Done) -> PeerOutput:
+        return net.finish(self._trunk(net, image, view, done), self.stage_maps)
+
+    def _trunk(self, net: StagedNet, image: Tensor, view: int, done: _Done) -> list[Tensor]:
         """Maps after the stem and every stage, each part run once for all peers that share the way to it."""
         way: tuple[int, ...] = (view,)
         value, maps = image, list[Tensor]()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +32,9 @@ class CohortCopy:
 
     def __init__(self, cohort: nn.Module) -> None:
         self._cohort = copy.deepcopy(cohort).eval().requires_grad_(False)
-        if hasattr(self._cohort, "stage_maps"):
-            self._cohort.stage_maps = cast("nn.Module", False)  # a plain attribute, which nn.Module cannot type
+        for asked in ("stage_maps", "preactivations"):
+            if hasattr(self._cohort, asked):
+                setattr(self._cohort, asked, False)
 
     @torch.no_grad()
     def __call__(self, views: Tensor) -> list[PeerOutput]:

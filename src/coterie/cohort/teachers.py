@@ -24,7 +24,13 @@ class Teachers(nn.Module):
         sights: what each of them sees of an image; all of it where this is empty.
         view: which of the views they see; the leader's.
         stage_maps: whether their outputs carry stage maps.
+        preactivations: whether their outputs carry the maps before the last activation of each stage.
+
+    Attributes:
+        cached: what each of them says about all N training images, `[N, K]` and `[N, D]`; then none of them is run.
     """
+
+    cached: tuple[PeerOutput, ...]
 
     def __init__(
         self,
@@ -33,13 +39,16 @@ class Teachers(nn.Module):
         sights: Sequence[Sight] = (),
         view: int = 0,
         stage_maps: bool = False,
+        preactivations: bool = False,
     ) -> None:
         super().__init__()
         self.nets = nn.ModuleList(as_tappable(net) for net in nets)
         self.sees = tuple(sights)
         self.sights = nn.ModuleList(sights or [nn.Identity() for _ in nets])
+        self.cached: tuple[PeerOutput, ...] = ()
         self.view = view
         self.stage_maps = stage_maps
+        self.preactivations = preactivations
         self.requires_grad_(False)
         self.eval()
 
@@ -58,9 +67,16 @@ class Teachers(nn.Module):
         """Add what every teacher says about the images of a batch; one that has been added stays as it is."""
         if batch.teachers or not len(self):
             return batch
+        if self.cached:
+            return replace(batch, teachers=tuple(_rows(output, batch.indices) for output in self.cached))
         return replace(batch, teachers=self.look(batch.views[self.view % batch.views.shape[0]]))
 
     @torch.no_grad()
     def look(self, images: Tensor) -> tuple[PeerOutput, ...]:
         """Map images `[B, C, H, W]`, as the data give them, to the outputs of every teacher."""
-        return tuple(net.tap(sight(images), self.stage_maps) for net, sight in zip(self, self.sights, strict=True))
+        asked = self.stage_maps, self.preactivations
+        return tuple(net.tap(sight(images), *asked) for net, sight in zip(self, self.sights, strict=True))
+
+
+def _rows(output: PeerOutput, indices: Tensor) -> PeerOutput:
+    return PeerOutput(logits=output.logits[indices], embedding=output.embedding[indices])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar, Literal
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.core.errors import ConfigError
+from coterie.core.knobs import check_knobs
 from coterie.core.method import Facts, Memory, Method, Needs, PeerFacts
 from coterie.core.types import Batch, PeerOutput, Peers, Terms
 from coterie.losses.logits import summed_cross_entropy
@@ -35,7 +36,7 @@ class Link(nn.Module):
             batch: the images both saw.
 
         Returns:
-            `[]`, before weighting.
+            `[]`, before weighting; or `[P]`, a value for each of the method's `parts`.
         """
         raise NotImplementedError
 
@@ -79,8 +80,8 @@ class TeacherMethod(Method):
             weight: factor of what is taken from the teachers.
             task: factor of the cross-entropy with the labels; behind another method that one's cross-entropy counts.
             students: who learns from the teachers, the `leader` only or `all` peers that learn.
-            initial_epochs: epochs at the beginning in which only the teacher is imitated; after them, only the labels
-                count. 0 for both at once, throughout.
+            initial_epochs: epochs at the beginning in which students only imitate the teacher; after them, only the
+                labels count, which teach the other peers all the time. 0 for both at once, throughout.
         """
 
         weight: float = 1.0
@@ -89,13 +90,17 @@ class TeacherMethod(Method):
         initial_epochs: int = 0
 
         def __post_init__(self) -> None:
-            if self.weight < 0 or self.task < 0:
-                raise ConfigError(f"weight={self.weight} and task={self.task} of a teacher's term; give 0 or more")
+            check_knobs(self, not_negative=("initial_epochs", "weight", "task"))
 
     config: Config
 
     def __init__(self, config: Config, facts: Facts) -> None:
         super().__init__(config, facts)
+        if 0 < facts.num_epochs <= config.initial_epochs:
+            raise ConfigError(
+                f"initial_epochs={config.initial_epochs} leaves none of {facts.num_epochs} epochs for what follows;"
+                " give fewer with method.initial_epochs, or raise epochs"
+            )
         self.pairs = tuple(product(_students(config, facts), _teachers(facts)))
         known = (*facts.peers, *facts.teachers)
         self.links = nn.ModuleList(self.link(known[s], known[t]) for s, t in self.pairs)
@@ -111,16 +116,30 @@ class TeacherMethod(Method):
         """
         raise NotImplementedError
 
+    def parts(self) -> Mapping[str, float]:
+        """Name and factor of each term that comes from the links, in the order of the values they return.
+
+        One term of the method's name by default; all factors are multiplied by `weight`.
+        """
+        return {self.term: 1.0}
+
     def losses(self, peers: Peers, batch: Batch) -> Terms:
-        """Term `task`, cross-entropy of the peers that learn, and what `added_losses` returns."""
-        learn = [peer.logits for m, peer in enumerate(peers) if m not in self.facts.frozen]
-        task, weight = self._weights(batch)
-        terms = Terms().add("task", summed_cross_entropy(learn, batch.labels), task)
-        return terms.add(self.term, self._transfer(peers, batch), weight)
+        """Term `task`, cross-entropy of the peers that learn, and what `added_losses` returns.
+
+        With an initial stage, peers that are no students have a term of their own, `others`: labels teach them
+        throughout.
+        """
+        task, weight = self.weights(batch)
+        learn = [m for m in range(len(peers)) if m not in self.facts.frozen]
+        taught = {student for student, _ in self.pairs} if isinstance(task, Tensor) else learn
+        terms = Terms().add("task", _cross_entropy(peers, [m for m in learn if m in taught], batch), task)
+        if others := [m for m in learn if m not in taught]:
+            terms.add("others", _cross_entropy(peers, others, batch), self.config.task)
+        return self._add_parts(terms, peers, batch, weight)
 
     def added_losses(self, peers: Peers, batch: Batch) -> Terms:
-        """One term, with gradient to the students and to the links."""
-        return Terms().add(self.term, self._transfer(peers, batch), self.config.weight)
+        """A term for each part, with gradient to the students and to the links."""
+        return self._add_parts(Terms(), peers, batch, self.weights(batch)[1])
 
     def after_step(self, peers: Peers, batch: Batch) -> None:
         """Update the memories of all links."""
@@ -142,13 +161,16 @@ class TeacherMethod(Method):
     def _num_teachers(self) -> int:
         return len({teacher for _, teacher in self.pairs})
 
-    def _transfer(self, peers: Peers, batch: Batch) -> Tensor:
+    def _add_parts(self, terms: Terms, peers: Peers, batch: Batch, weight: float | Tensor) -> Terms:
         known = (*peers, *batch.teachers)
         values = [link(known[student], known[teacher], batch) for (student, teacher), link in self._linked()]
-        return torch.stack(values).sum() / self._num_teachers
+        total = torch.stack(values).sum(dim=0) / self._num_teachers
+        for (name, factor), value in zip(self.parts().items(), total.view(-1), strict=True):
+            terms.add(name, value, factor * weight)
+        return terms
 
-    def _weights(self, batch: Batch) -> tuple[float | Tensor, float | Tensor]:
-        """Factors of task and transfer: one of them is 0 with an initial stage."""
+    def weights(self, batch: Batch) -> tuple[float | Tensor, float | Tensor]:
+        """Factors of task and transfer in the epoch of a batch: one of them is 0 with an initial stage."""
         config = self.config
         if not config.initial_epochs:
             return config.task, config.weight
@@ -169,6 +191,10 @@ def _students(config: TeacherMethod.Config, facts: Facts) -> list[int]:
 
 def _teachers(facts: Facts) -> list[int]:
     return [*facts.frozen, *range(facts.num_peers, facts.num_peers + len(facts.teachers))]
+
+
+def _cross_entropy(peers: Peers, chosen: Sequence[int], batch: Batch) -> Tensor:
+    return summed_cross_entropy([peers[m].logits for m in chosen], batch.labels)
 
 
 def require_same_classes(name: str, student: PeerFacts, teacher: PeerFacts) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from coterie.core.errors import ConfigError
-from coterie.nets import StagedNet
+from coterie.nets import StagedNet, TappedNet
 
 
 def copies_of_stages(nets: Sequence[nn.Module], *, shared: int, tree: Sequence[int]) -> tuple[int, ...]:
@@ -28,7 +28,7 @@ def copies_of_stages(nets: Sequence[nn.Module], *, shared: int, tree: Sequence[i
     wanted = _wanted(shared, tree)
     if len(nets) == 1 or not wanted:
         return ()
-    depth = min(map(_num_stages, nets))
+    depth = min(_num_stages(m, net) for m, net in enumerate(nets))
     if len(wanted) > depth or not _rises(wanted, len(nets)):
         raise ConfigError(
             f"{len(nets)} peers of {depth} stages cannot have their first {len(wanted)} in {list(wanted)} copies;"
@@ -43,9 +43,13 @@ def _wanted(shared: int, tree: Sequence[int]) -> tuple[int, ...]:
     return tuple(tree) or (1,) * shared
 
 
-def _num_stages(net: nn.Module) -> int:
+def _num_stages(peer: int, net: nn.Module) -> int:
     if not isinstance(net, StagedNet):
-        raise ConfigError("only staged networks can share stages; set cohort.shared=0 or use coterie.StagedNet")
+        kind = type(net.net if isinstance(net, TappedNet) else net).__name__
+        raise ConfigError(
+            f"peer {peer}, a {kind}, cannot share stages, only staged networks can;"
+            " set cohort.shared=0 and no cohort.tree, or use coterie.StagedNet"
+        )
     return len(net.stages)
 
 

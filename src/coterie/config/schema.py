@@ -34,6 +34,8 @@ class CohortConfig:
         weights: where each peer's first weights come from: a safetensors file, a run (its leader) or `RUN#2` (its peer
             2); an empty text, or nothing, for fresh ones.
         frozen: peers that are not trained but teach, such as a teacher of offline distillation.
+        joins: epoch before which each peer joins, in order of peers; nothing, or 0, for the first.
+        leaves: epoch before which each peer leaves; nothing, or 0, for staying to the end.
     """
 
     peers: int = 4
@@ -43,6 +45,8 @@ class CohortConfig:
     leader: int = -1
     weights: tuple[str, ...] = ()
     frozen: tuple[int, ...] = ()
+    joins: tuple[int, ...] = ()
+    leaves: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +55,18 @@ class TeacherConfig:
 
     Attributes:
         weights: where each teacher's weights come from: the folder of a run (its leader), `RUN#2` (its peer 2), a
-            safetensors file, or a state dict that torch has saved (tensors only, nothing in it is run).
+            safetensors file, a state dict that torch has saved (tensors only, nothing in it is run), or a model of
+            `timm/` or `torchvision/` with the weights that the package offers.
         nets: names of the teachers' networks, in the same order; may be left out for folders of runs.
         inputs: what each teacher sees of an image, as `net.input`; may be left out for folders of runs.
+        cache: folder in which scores and embeddings of all training images are kept, so that teachers run once and not
+            in every step; only where images are the same in every epoch. Nothing for no cache.
     """
 
     weights: tuple[str, ...] = ()
     nets: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

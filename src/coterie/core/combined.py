@@ -168,7 +168,9 @@ def _joined(needs: Sequence[Needs]) -> Needs:
     """The needs of all: whatever one of them asks for, in the largest number."""
     if sum(need.outer_every > 0 for need in needs) > 1:
         raise ConfigError("two of the methods need outer steps of their own; combine at most one of them")
-    return Needs(**{part.name: _largest([getattr(need, part.name) for need in needs]) for part in fields(Needs)})
+    numbers = {part.name: [getattr(need, part.name) for need in needs] for part in fields(Needs)}
+    del numbers["equal_embeddings"]  # each method checks its own
+    return Needs(**{name: _largest(values) for name, values in numbers.items()})
 
 
 def _largest(values: Sequence[int | str]) -> Any:  # noqa: ANN401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -29,6 +29,10 @@ class Paper:
         link = f", arXiv:{self.arxiv}" if self.arxiv else ""
         return f"{self.authors}, {self.title}, {self.venue} {self.year}{link}"
 
+    def cite_briefly(self) -> str:
+        """Enough to find it, for tables that tell the year beside it."""
+        return f"{self.authors}, {self.title}, {f'arXiv:{self.arxiv}' if self.arxiv else self.venue}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
@@ -39,26 +43,30 @@ class Needs:
         peer_views: how many of the views the peers see, the first ones; 0 for all. The others are the method's own.
         min_peers: the smallest cohort the method is defined for.
         stage_maps: whether `PeerOutput.stages` is filled.
-        equal_embeddings: whether all peers must have embeddings of one size.
+        preactivations: whether `PeerOutput.preactivations` is filled.
+        equal_embeddings: whether all peers must have embeddings of one size, or with `"auxiliary"` all but the leader.
         samples_per_class: images of each class in a batch; 0 for plain shuffling.
         outer_every: call `Method.outer_step` after every so many batches, once their gradients are used; 0 for never.
         held_out: whether `Method.after_epoch` is given the peers' outputs on the validation split.
         rescale_branches: whether gradients are divided by the number of branches where peers part.
         shared_stages: stages after the stem that all peers share at the least.
         teacher: whether there must be a teacher: one of `teacher.*`, or a frozen peer.
+        equal_channels: whether a student's stages must have as many channels as its teacher's.
     """
 
     views: int | Literal["per_peer"] = 1
     peer_views: int = 0
     min_peers: int = 1
     stage_maps: bool = False
-    equal_embeddings: bool = False
+    preactivations: bool = False
+    equal_embeddings: bool | Literal["auxiliary"] = False
     samples_per_class: int = 0
     outer_every: int = 0
     held_out: bool = False
     rescale_branches: bool = False
     shared_stages: int = 0
     teacher: bool = False
+    equal_channels: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +76,17 @@ class PeerFacts:
     Attributes:
         embedding_dim: D.
         num_classes: K of its head.
-        stages: `(C, H, W)` of the map after the stem and after each stage; empty where unknown or not asked for.
+        stages: `(C, H, W)` of the map after the stem and after each stage; empty where unknown.
+        preactivations: `(C, H, W)` of the map before the last activation of each stage; empty where unknown.
+        norms: weight and bias `[C]`, constants, of the batch norm behind each of these maps; None where there is none
+            that makes all of its channels.
     """
 
     embedding_dim: int
     num_classes: int
     stages: tuple[tuple[int, int, int], ...] = ()
+    preactivations: tuple[tuple[int, int, int], ...] = ()
+    norms: tuple[tuple[Tensor, Tensor] | None, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,22 +254,28 @@ class Method(nn.Module):
         if self.facts.num_peers < needs.min_peers:
             raise ConfigError(
                 f"{type(self).__name__} needs at least {needs.min_peers} peers and got {self.facts.num_peers};"
-                " raise cohort.peers"
+                " raise cohort.peers, or name more in cohort.nets"
             )
         if self.facts.shared < needs.shared_stages:
             raise ConfigError(
-                f"{type(self).__name__} needs peers that share at least {needs.shared_stages} stages and got"
-                f" {self.facts.shared}; set cohort.shared={needs.shared_stages}"
+                f"{type(self).__name__} needs peers that share their first stages, at least {needs.shared_stages}, and"
+                f" got {self.facts.shared}; set cohort.shared={needs.shared_stages}"
             )
         if needs.teacher and not (self.facts.frozen or self.facts.teachers):
             raise ConfigError(
                 f"{type(self).__name__} learns from a teacher and there is none; give teacher.weights=RUN_OR_FILE,"
                 " or freeze a peer with cohort.frozen"
             )
-        if needs.equal_embeddings and len(set(self.facts.embedding_dims)) > 1:
+        self._check_embeddings(needs)
+
+    def _check_embeddings(self, needs: Needs) -> None:
+        dims, leader = self.facts.embedding_dims, self.facts.leader
+        spared = needs.equal_embeddings == "auxiliary"
+        asked = dims[:leader] + dims[leader + 1 :] if spared else dims
+        if needs.equal_embeddings and len(set(asked)) > 1:
             raise ConfigError(
-                f"{type(self).__name__} needs peers with embeddings of one size and got"
-                f" {list(self.facts.embedding_dims)}; choose networks of one width"
+                f"{type(self).__name__} needs {'auxiliary ' if spared else ''}peers with embeddings of one size and got"
+                f" {list(asked)}; choose networks of one width{f' for all but peer {leader}, the leader' * spared}"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:

@@ -58,11 +58,14 @@ class PeerOutput:
         embedding: `[B, D]` the input of the peer's classifier, with gradient to the peer. D may differ between peers.
         stages: the map after the stem and after each stage, `[B, C_l, H_l, W_l]`, with gradient; empty unless the
             method asks for them with `Needs(stage_maps=True)`.
+        preactivations: the map before the last activation of each stage, the stem not counted, with gradient; empty
+            unless the method asks for them with `Needs(preactivations=True)`. See `coterie.nets.boundaries`.
     """
 
     logits: Tensor
     embedding: Tensor
     stages: tuple[Tensor, ...] = ()
+    preactivations: tuple[Tensor, ...] = ()
 
 
 Peers = Sequence[PeerOutput]

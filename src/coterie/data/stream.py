@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 _EVALUATION = -1
 _TIMEOUT = 300.0  # seconds that one batch may take
-_PATIENCE = 300  # seconds that a worker lives on after it was told to stop
+_PATIENCE = 60  # seconds that a worker lives on after it was told to stop
 
 _Request = tuple[int, tuple[int, ...]]  # epoch or _EVALUATION, rows
 
@@ -202,12 +202,13 @@ def _unchanged(answer: T) -> T:
 def _outlive_signals(worker: int) -> None:
     """Leave it to the training process to finish its step when the whole group is told to stop.
 
-    A worker ends when its loader is closed. One that was told to stop and is still there after five minutes, because
-    the loader was never closed, ends by itself, so that nothing waits for it for ever.
+    A worker ends when its loader is closed. One that was told to stop and is still there after a minute, because the
+    loader was never closed, ends by itself, and so it does when it is told a second time, as a process that exits does.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: _end_in(_PATIENCE))
+    signal.signal(signal.SIGTERM, lambda number, frame: _end_soon())
 
 
-def _end_in(seconds: int) -> None:
-    signal.alarm(seconds)
+def _end_soon() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(_PATIENCE)

@@ -3,7 +3,7 @@
 from coterie.engine.checkpoint import CheckpointStore, load_from, save_to
 from coterie.engine.diagnostics import Diagnostics
 from coterie.engine.display import Display
-from coterie.engine.interrupt import Interrupt, Preempted
+from coterie.engine.interrupt import Interrupt, Preempted, stop_with
 from coterie.engine.keeper import CheckpointKeeper
 from coterie.engine.loop import Clock, Keeper, Run, Watcher, fit, train_epoch
 from coterie.engine.meters import Meters
@@ -11,7 +11,7 @@ from coterie.engine.objective import Objective
 from coterie.engine.precision import Precision
 from coterie.engine.schedule import learning_rate
 from coterie.engine.snapshot import Snapshot, digest, peer_tensors, restore_peers
-from coterie.engine.state import capture, restore
+from coterie.engine.state import capture, restore, restore_place
 from coterie.engine.stepper import Stepper, make_optimizer
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "peer_tensors",
     "restore",
     "restore_peers",
+    "restore_place",
     "save_to",
+    "stop_with",
     "train_epoch",
 ]

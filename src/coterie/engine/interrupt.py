@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
 from coterie.core.errors import CoterieError
 
+_WATCH = 0.5  # seconds between two looks at the parent
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -17,6 +19,21 @@ class Preempted(CoterieError):
     """The run was asked to stop, has saved a checkpoint and can be resumed (exit 75)."""
 
     exit_code = 75
+
+
+def stop_with(parent: int) -> None:
+    """Ask this process to stop politely, as by SIGTERM, once its parent is gone; returns at once.
+
+    Args:
+        parent: the process that has started this one.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Interrupt:

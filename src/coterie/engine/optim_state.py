@@ -12,6 +12,7 @@ from coterie.core.errors import CheckpointError
 from coterie.core.files import JsonValue
 from coterie.engine.snapshot import Plain, Tensors, as_list, as_mapping
 
+_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")  # of SGD and AdamW
 Names: TypeAlias = Mapping[Tensor, str]
 
 # What a group holds beside its options: the parameters, and how this machine computes.
@@ -95,6 +96,27 @@ def restore_optimizer(
     groups = _restored_groups(optimizer, names, [as_mapping(group) for group in as_list(saved.get("groups"))])
     state = _restored_state(optimizer, names, tensors)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def adopt_optimizer(
+    optimizer: torch.optim.Optimizer, names: Names, tensors: Mapping[str, Tensor], renamed: Mapping[str, str]
+) -> None:
+    """Give an optimiser the state of those parameters that it has had before under other names; the rest stays fresh.
+
+    Args:
+        optimizer: over the parameters of another cohort.
+        names: name of every parameter.
+        tensors: what `optimizer_tensors` returned for the cohort before.
+        renamed: name of a parameter now to its name then.
+    """
+    shapes = {name: parameter.shape for parameter, name in names.items()}
+    kept: Tensors = {}
+    for now, then in renamed.items():
+        found = {key: tensors[f"{then}/{key}"] for key in _KEYS if f"{then}/{key}" in tensors}
+        if now in shapes and all(tensor.shape == shapes[now] for key, tensor in found.items() if key != "step"):
+            kept |= {f"{now}/{key}": tensor for key, tensor in found.items()}
+    state = _restored_state(optimizer, names, kept)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def by_owner(tensors: Mapping[str, Tensor], suffix: str = ".optim") -> dict[str, Tensors]:

@@ -83,11 +83,20 @@ def restore(run: Run, meters: Meters, snapshot: Snapshot, device: torch.device) 
     names = parameter_names(run.objective.cohort, method)
     state = joined_owners(snapshot.tensors)
     restore_optimizer(run.stepper.optimizer, names, state, snapshot.value("optimizer"))
+    restore_place(run, snapshot)
+    terms = [str(name) for name in as_list(snapshot.value("terms"))]
+    meters.load_state(snapshot.section("meters"), terms, device)
+
+
+def restore_place(run: Run, snapshot: Snapshot) -> None:
+    """Put back what does not depend on the cohort: clock, learning rate, scaler and global generators.
+
+    Raises:
+        CheckpointError: a value is missing or is not a number.
+    """
     run.precision.scaler.load_state_dict(dict(as_mapping(snapshot.value("scaler"))))
     run.stepper.rate = _number(snapshot.value("rate"))
     run.clock = Clock(epoch=int(_number(snapshot.value("epoch"))), position=int(_number(snapshot.value("position"))))
-    terms = [str(name) for name in as_list(snapshot.value("terms"))]
-    meters.load_state(snapshot.section("meters"), terms, device)
     restore_rng(snapshot.section("rng"), snapshot.value("rng"))
 
 

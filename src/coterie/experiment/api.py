@@ -16,7 +16,7 @@ from coterie.core.errors import ConfigError
 from coterie.data import Normalisation, from_dataset
 from coterie.experiment.experiment import Experiment
 from coterie.experiment.runs import OWN_DATA, new_folder
-from coterie.nets import TappedNet
+from coterie.nets.tapped import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ def train(
     source = from_dataset(train_set, test_set, normalisation=normalisation)
     experiment = Experiment(recipe, folder=folder, nets=nets, source=source)
     result = experiment.train(resume=resume)
-    plain = tuple(map(_untapped, nets))
-    return Outcome(leader=plain[recipe.cohort.leader], nets=plain, result=result, folder=folder)
+    own = tuple(map(plain, nets))
+    return Outcome(leader=own[recipe.cohort.leader], nets=own, result=result, folder=folder)
 
 
 def recipe_for(nets: Sequence[nn.Module], method: str, settings: Mapping[str, object]) -> Recipe:
@@ -87,12 +87,8 @@ def recipe_for(nets: Sequence[nn.Module], method: str, settings: Mapping[str, ob
     if not nets:
         raise ConfigError("a cohort needs at least one network; give nets=[...]")
     recipe = resolve({**_tree(settings), "method": {"name": method, **_method_knobs(settings)}}, origin="settings")
-    names = tuple(type(_untapped(net)).__name__ for net in nets)
+    names = tuple(type(plain(net)).__name__ for net in nets)
     return replace(recipe, cohort=replace(recipe.cohort, nets=names), data=replace(recipe.data, name=OWN_DATA))
-
-
-def _untapped(net: nn.Module) -> nn.Module:
-    return net.net if isinstance(net, TappedNet) else net
 
 
 def _tree(settings: Mapping[str, object]) -> dict[str, object]:

@@ -18,7 +18,7 @@ from coterie.core.combined import make_method
 from coterie.core.draws import mix
 from coterie.core.errors import ConfigError
 from coterie.core.method import Facts, Method, PeerFacts
-from coterie.data import ClassAwareOrder, Opened, Order, ShuffledOrder
+from coterie.data import ClassAwareOrder, Opened, Order, ShuffledOrder, ViewPlan
 from coterie.engine.rng_state import restore_rng, rng_tensors, rng_values
 from coterie.experiment.weights import load_weights
 from coterie.nets import NETS
@@ -27,14 +27,28 @@ from coterie.nets.inputs import Sight
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The built parts of a run that training, evaluation and export share."""
+    """The built parts of a run that training, evaluation and export share.
+
+    Attributes:
+        data: opened.
+        cohort: on the device.
+        method: on the device.
+        device: where the run computes.
+        teachers: outside the cohort.
+        sight: what the peers see of an image.
+        peers: who takes part, by number in the recipe.
+        names: their networks.
+    """
 
     data: Opened
     cohort: Cohort
     method: Method
+    order: Order
     device: torch.device
     teachers: Teachers
     sight: Sight
+    peers: tuple[int, ...]
+    names: tuple[str, ...]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -73,6 +87,7 @@ def build_method(
     cohort: Cohort,
     data: Opened,
     *,
+    phase: int = 0,
     peers: tuple[PeerFacts, ...] = (),
     teachers: tuple[PeerFacts, ...] = (),
 ) -> Method:
@@ -82,6 +97,7 @@ def build_method(
         recipe: names the method and its knobs.
         cohort: the peers.
         data: gives the labels.
+        phase: 0 for the first cohort of a run; another number gives other fresh weights.
         peers: sizes of the peers' outputs, for methods that learn from teachers.
         teachers: sizes of the teachers' outputs.
 
@@ -103,18 +119,25 @@ def build_method(
         peers=peers,
         teachers=teachers,
     )
-    with _fresh(mix(recipe.seed, "heads")):
+    with _fresh(mix(recipe.seed, "heads", phase) if phase else mix(recipe.seed, "heads")):
         method = make_method(recipe.method, recipe.method_config, facts)
         method.attach(cohort)
+    _check_views(recipe, method, data)
     needs = method.requirements()
     if needs.held_out and data.validation is None:
         raise ConfigError(f"{recipe.method} learns from held-out images; set data.validation, 0.1 for instance")
     cohort.stage_maps, cohort.rescale, cohort.peer_views = needs.stage_maps, needs.rescale_branches, needs.peer_views
+    cohort.preactivations = needs.preactivations
     return method
 
 
 def build_cohort(
-    recipe: Recipe, data: Opened, shape: tuple[int, int, int], nets: Sequence[nn.Module] | None = None
+    recipe: Recipe,
+    data: Opened,
+    shape: tuple[int, int, int],
+    *,
+    nets: Sequence[nn.Module] | None = None,
+    peers: Sequence[int] = (),
 ) -> Cohort:
     """Build the cohort, from given networks or from those the recipe names.
 
@@ -123,20 +146,22 @@ def build_cohort(
         data: gives the classes.
         shape: `(C, H, W)` of what the networks see.
         nets: networks in place of those the recipe names.
+        peers: who takes part, by number in the recipe; all when empty.
 
     Raises:
         ConfigError: the heads do not fit the classes of the data, or stages cannot be shared.
     """
     if nets is None:
         nets = build_nets(recipe, num_classes=len(data.classes), channels=shape[0], image_size=shape[1])
+    load_weights(nets, recipe.cohort.weights)
+    peers = peers or range(len(nets))
     cohort = Cohort(
-        nets,
-        leader=recipe.cohort.leader,
+        [nets[m] for m in peers],
+        leader=_place_of_leader(recipe, peers, len(nets)),
         shared=recipe.cohort.shared,
         tree=recipe.cohort.tree,
-        frozen=recipe.cohort.frozen,
+        frozen=_places_of_frozen(recipe, peers, len(nets)),
     )
-    load_weights(cohort, recipe.cohort.weights)
     if cohort.num_classes != len(data.classes):
         raise ConfigError(
             f"the networks' heads have {cohort.num_classes} classes and the data {len(data.classes)};"
@@ -145,17 +170,41 @@ def build_cohort(
     return cohort
 
 
+def _place_of_leader(recipe: Recipe, peers: Sequence[int], count: int) -> int:
+    leader = recipe.cohort.leader
+    return list(peers).index(leader % count) if -count <= leader < count else leader  # the cohort refuses the others
+
+
+def _places_of_frozen(recipe: Recipe, peers: Sequence[int], count: int) -> list[int]:
+    unknown = [m for m in recipe.cohort.frozen if not 0 <= m < count]
+    return [place for place, m in enumerate(peers) if m in recipe.cohort.frozen] + unknown
+
+
 def views_for(recipe: Recipe, method: Method) -> int:
     """Number of views V that the data must give: the method's need or `data.views`, whichever is larger."""
     needed = method.requirements().views
-    peers = len(net_names(recipe)) if needed == "per_peer" else int(needed)
+    peers = method.facts.num_peers if needed == "per_peer" else int(needed)
     return max(peers, recipe.data.views)
 
 
-def order_for(recipe: Recipe, parts: Parts) -> Order:
-    """Choose the order of the images: shuffled, or by class when the method needs several images of each in a batch."""
-    labels, key = parts.data.train.labels, mix(recipe.seed, "order")
-    per_class = parts.method.requirements().samples_per_class
+def _check_views(recipe: Recipe, method: Method, data: Opened) -> None:
+    config, views = recipe.data, views_for(recipe, method)
+    plan = ViewPlan.of(config, data.normalisation, seed=recipe.seed)
+    if views > 1 and not (plan.padding or plan.flip or getattr(data.train, "varies", False)):
+        plain = config.augment == "none"
+        cause = "data.augment='none'" if plain else "data.padding=0 with data.flip=false"
+        remedy = "data.augment=crop" if plain else "data.padding=4"
+        raise ConfigError(f"{views} views of each image are asked for and {cause} makes them all alike; set {remedy}")
+
+
+def order_for(recipe: Recipe, method: Method, data: Opened) -> Order:
+    """Choose the order of the images: shuffled, or by class when the method needs several images of each in a batch.
+
+    Raises:
+        CoterieError: batches of so many images of a class cannot be made of the data.
+    """
+    labels, key = data.train.labels, mix(recipe.seed, "order")
+    per_class = method.requirements().samples_per_class
     if per_class:
         return ClassAwareOrder(labels, recipe.data.batch_size, per_class, key)
     return ShuffledOrder(len(labels), recipe.data.batch_size, key)
@@ -168,7 +217,7 @@ def pick_device(name: str) -> torch.device:
         ConfigError: no such device on this machine.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

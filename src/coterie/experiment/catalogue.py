@@ -27,7 +27,7 @@ def catalogue(what: str) -> Rows:
     """
     tables: dict[str, Callable[[], Rows]] = {
         "methods": _methods,
-        "nets": lambda: _described("network", NETS),
+        "nets": lambda: _described("network", NETS) + _sources(),
         "data": lambda: _described("data set", DATA),
         "recipes": _recipes,
     }
@@ -38,13 +38,19 @@ def _methods() -> Rows:
     rows: Rows = [("method", "year", "what it does", "paper")]
     for name, method in METHODS.items():
         paper = method.paper
-        rows.append((name, str(paper.year) if paper else "", _first_line(method), paper.cite() if paper else ""))
+        rows.append(
+            (name, str(paper.year) if paper else "", _first_line(method), paper.cite_briefly() if paper else "")
+        )
     return rows
 
 
 def _described(kind: str, registry: Mapping[str, object]) -> Rows:
     names = sorted(registry, key=_natural)
     return [(kind, "what it is"), *((name, _first_line(registry[name])) for name in names)]
+
+
+def _sources() -> Rows:
+    return [(f"{prefix}/NAME", _first_line(find)) for prefix, find in NETS.sources.items()]
 
 
 def _recipes() -> Rows:

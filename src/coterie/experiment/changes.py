@@ -13,6 +13,8 @@ MAY_CHANGE = frozenset(
         "data.root",
         "data.workers",
         "data.memory_mb",
+        "teacher.weights",
+        "teacher.cache",
         "train.device",
         "train.threads",
         "train.keep",
@@ -38,7 +40,8 @@ def check_unchanged(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue
     """Refuse to continue a run with another recipe or other data.
 
     Args:
-        before: facts stored with the checkpoint: `recipe` as TOML text, `data` as fingerprint of the training set.
+        before: facts stored with the checkpoint: `recipe` as TOML text, `data` as fingerprint of the training set,
+            `teachers` as digest of their weights.
         now: the same facts of the process that wants to continue.
 
     Raises:
@@ -47,6 +50,8 @@ def check_unchanged(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue
     _check_recipe(str(before.get("recipe")), str(now.get("recipe")))
     if before.get("data") != now.get("data"):
         raise CheckpointError("the training set has changed since the run was begun; restore it or start a new run")
+    if before.get("teachers") != now.get("teachers"):
+        raise CheckpointError("the teachers are others than when the run was begun; restore them or start a new run")
 
 
 def _check_recipe(before: str, now: str) -> None:

@@ -19,6 +19,7 @@ from coterie.core.errors import ConfigError, CoterieError
 from coterie.core.files import write_text_atomically
 from coterie.core.plugins import load_plugins
 from coterie.core.record import RunFolder
+from coterie.engine import stop_with
 from coterie.experiment.changes import differences
 from coterie.experiment.experiment import Experiment
 from coterie.reports import ComparisonTable, RunResult, compare_runs, curves_of, learning_curves, read_run
@@ -154,7 +155,7 @@ def _finish(tasks: Sequence[_Task], jobs: int) -> Iterator[_Outcome]:
         yield from map(_train, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
         futures = [pool.submit(_train, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -166,7 +167,7 @@ def _finish(tasks: Sequence[_Task], jobs: int) -> Iterator[_Outcome]:
 def _train(task: _Task) -> _Outcome:
     load_plugins(task.plugins)
     folder = RunFolder(task.folder)
-    recipe = _with_threads(task.recipe, task.threads)
+    recipe = _with_threads(task.recipe, folder, task.threads)
     try:
         if not _is_trained(folder, recipe):
             experiment = Experiment(recipe, folder=task.folder, name=task.name, quiet=True)
@@ -176,7 +177,10 @@ def _train(task: _Task) -> _Outcome:
     return _Outcome(task)
 
 
-def _with_threads(recipe: Recipe, threads: int) -> Recipe:
+def _with_threads(recipe: Recipe, folder: RunFolder, threads: int) -> Recipe:
+    """A run that was begun keeps its threads, on which last bits depend, whatever the number of jobs is now."""
+    if folder.recipe.exists() and not recipe.train.threads:
+        threads = load_recipe(folder.recipe).train.threads
     return replace(recipe, train=replace(recipe.train, threads=recipe.train.threads or threads))
 
 

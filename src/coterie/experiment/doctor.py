@@ -17,8 +17,8 @@ _OPTIONAL = {
     "onnxscript": ("onnxscript", "coterie[onnx]", "export to ONNX"),
     "onnxruntime": ("onnxruntime", "coterie[onnx]", "checking an ONNX export"),
     "tensorboard": ("torch.utils.tensorboard", "coterie[track]", "TensorBoard logs"),
-    "torchvision": ("torchvision", "torchvision", "your own code"),
-    "timm": ("timm", "timm", "your own code"),
+    "torchvision": ("torchvision", "coterie[vision]", "networks named torchvision/NAME"),
+    "timm": ("timm", "coterie[vision]", "networks named timm/NAME"),
 }
 
 
@@ -68,7 +68,7 @@ def _optional(name: str, module: str, install: str, use: str) -> Finding:
 def _devices() -> list[Finding]:
     cpu = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     found = [Finding(part="cpu", found=cpu, verdict="ok")]
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return [*found, Finding(part="accelerator", found="none", verdict="training runs on the CPU")]
     count = torch.accelerator.device_count()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from rich.console import Console
@@ -17,13 +17,17 @@ from coterie.core.draws import mix
 from coterie.core.errors import ConfigError, CoterieError
 from coterie.core.record import RunFolder
 from coterie.data import Source, Split, evaluation_batches, open_data
-from coterie.engine import Interrupt, Preempted, fit
+from coterie.engine import CheckpointStore, Interrupt, Preempted, Snapshot, fit
 from coterie.evaluation import classify, peer_logits
-from coterie.experiment.build import Parts, build_cohort, build_method, pick_device, runtime
-from coterie.experiment.session import Session, Setting
-from coterie.experiment.teachers import build_teachers, cohort_facts, teacher_facts
+from coterie.experiment.build import Parts, build_cohort, build_method, net_names, order_for, pick_device, runtime
+from coterie.experiment.phases import Phase, adopt_peers, epoch_of, peers_in, phase_at, phases_of
+from coterie.experiment.session import Row, Session, Setting
+from coterie.experiment.teacher_cache import cache_size, cached_outputs, check_taught, on_device
+from coterie.experiment.teachers import build_teachers, cohort_facts, teacher_facts, teacher_scores
 from coterie.metrics import CohortScores
 from coterie.nets.inputs import sight_for
+
+Begin: TypeAlias = Literal["start", "start_over", "resume"]
 
 
 class Experiment:
@@ -58,27 +62,44 @@ class Experiment:
         self.console = console or Console(file=sys.stdout)
         self.quiet = quiet
 
-    def build(self) -> Parts:
-        """Open the data and build cohort and method on their device; what can be wrong is found here."""
+    def build(self, peers: Sequence[int] = (), given: Snapshot | None = None) -> Parts:
+        """Open the data and build cohort and method on their device; what can be wrong is found here.
+
+        Args:
+            peers: who takes part, by number in the recipe; those of the first phase when empty.
+            given: the end of a phase with other peers; those that stay keep their weights.
+
+        Raises:
+            CoterieError: networks, data and method do not fit each other.
+        """
         recipe = self.recipe
+        phases = phases_of(recipe)
+        peers = tuple(peers) or phases[0].peers
         device = pick_device(recipe.train.device)
         data = open_data(recipe.data, recipe.seed, self.source)
         sight = sight_for(recipe.net.input, data.normalisation.mean, data.normalisation.std)
         channels, size = sight.shape(data.train.channels, data.train.image_size)
-        cohort = build_cohort(recipe, data, (channels, size, size), self.nets)
+        cohort = build_cohort(recipe, data, (channels, size, size), nets=self.nets, peers=peers)
+        if given is not None:
+            adopt_peers(cohort, peers, given, peers_in(given, recipe))
         teachers = build_teachers(recipe, data, view=cohort.leader)
         method = build_method(
             recipe,
             cohort,
             data,
+            phase=next((number for number, phase in enumerate(phases) if phase.peers == peers), 0),
             peers=cohort_facts(cohort, teachers, (channels, size, size)),
             teachers=teacher_facts(teachers, data),
         ).to(device)
-        teachers.stage_maps = method.requirements().stage_maps
+        needs = method.requirements()
+        teachers.stage_maps, teachers.preactivations = needs.stage_maps, needs.preactivations
         layout = torch.channels_last if recipe.train.channels_last else torch.preserve_format
         cohort.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         teachers.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-        return Parts(data, cohort, method, device, teachers, sight.to(device))
+        names = tuple(net_names(recipe)[m] for m in peers)
+        check_taught(recipe, needs, len(teachers))
+        order = order_for(recipe, method, data)
+        return Parts(data, cohort, method, order, device, teachers, sight.to(device), peers, names)
 
     def train(self, *, resume: bool = False, fresh: bool = False) -> dict[str, Any]:
         """Train to the last epoch, then open the test set and score leader, peers and ensemble on it.
@@ -97,24 +118,57 @@ class Experiment:
             stack.enter_context(self.folder.create().lock())
             interrupt = stack.enter_context(Interrupt())
             stack.enter_context(runtime(self.recipe.train, mix(self.recipe.seed, "globals")))
-            parts = self._built()
-            setting = Setting(
-                recipe=self.recipe,
-                name=self.name,
-                folder=self.folder,
-                parts=parts,
-                score=lambda split: self.score(parts, split),
-                held_out=lambda: self.held_out(parts),
-                console=self.console,
-                quiet=self.quiet,
-            )
-            session = stack.enter_context(Session(setting, interrupt))
-            (session.start_over if fresh else session.resume if resume else session.start)()
+            begin: Begin = "start_over" if fresh else "resume" if resume else "start"
+            result = None
+            while result is None:
+                result = self._train_phase(begin, interrupt)
+                begin = "resume"
+            return result
+
+    def _train_phase(self, begin: Begin, interrupt: Interrupt) -> Row | None:
+        """Train as long as the cohort stays the same; what the run gives when that is its end."""
+        found = self._newest() if begin == "resume" else None
+        phase = phase_at(self.recipe, 0 if found is None else epoch_of(found))
+        parts = self._built(phase, found)
+        setting = Setting(
+            recipe=self.recipe,
+            name=self.name,
+            folder=self.folder,
+            parts=parts,
+            phase=phase,
+            score=self.score,
+            score_teachers=self.score_teachers,
+            held_out=lambda: self.held_out(parts),
+            build=self.build,
+            console=self.console,
+            quiet=self.quiet,
+        )
+        self._fill_cache(parts)
+        with Session(setting, interrupt) as session:
+            getattr(session, begin)()
             return _run(session)
 
-    def _built(self) -> Parts:
+    def _fill_cache(self, parts: Parts) -> None:
+        teachers, folder, images = parts.teachers, self.recipe.teacher.cache, len(parts.data.train.labels)
+        if not (folder and len(teachers)):
+            return
+        if not self.quiet:
+            line = f"teachers: scores and embeddings of {images:,} images, {cache_size(teachers, images):.1f} MiB"
+            self.console.print(f"{line}, in {folder}", highlight=False, soft_wrap=True, markup=False)
+        batches = self._whole_images(parts, parts.data.train)
+        teachers.cached = on_device(cached_outputs(teachers, parts.data, batches, Path(folder)), parts.device)
+
+    def _newest(self) -> Snapshot | None:
+        found = CheckpointStore(self.folder.checkpoints).load_newest()
+        return None if found is None else found[1]
+
+    def _built(self, phase: Phase, found: Snapshot | None) -> Parts:
         try:
-            return self.build()
+            if found is None:
+                for later in reversed(phases_of(self.recipe)[1:]):
+                    self.build(later.peers)  # what is wrong with a later cohort is found before the first step
+            changes = found is not None and peers_in(found, self.recipe) != phase.peers
+            return self.build(phase.peers, found if changes else None)
         except CoterieError:
             self.folder.remove_if_unused()
             raise
@@ -122,6 +176,10 @@ class Experiment:
     def score(self, parts: Parts, split: Split) -> CohortScores:
         """Score the cohort as it stands on a split."""
         return classify(parts.cohort, parts.method, self._batches(parts, split))
+
+    def score_teachers(self, parts: Parts, split: Split) -> list[float]:
+        """Measure the top-1 accuracy of each teacher on a split, in per cent."""
+        return teacher_scores(parts.teachers, self._whole_images(parts, split))
 
     def held_out(self, parts: Parts) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
         """Run the cohort as it stands on the validation split: logits of the peers and labels, batch by batch.
@@ -137,7 +195,10 @@ class Experiment:
         return iter(peer_logits(parts.cohort, self._batches(parts, split)))
 
     def _batches(self, parts: Parts, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = evaluation_batches(
+        return ((parts.sight(images), labels) for images, labels in self._whole_images(parts, split))
+
+    def _whole_images(self, parts: Parts, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        return evaluation_batches(
             split,
             batch_size=max(self.recipe.data.batch_size, 256 if split.image_size <= 64 else 1),
             normalisation=parts.data.normalisation,
@@ -145,12 +206,13 @@ class Experiment:
             workers=self.recipe.data.workers,
             channels_last=self.recipe.train.channels_last,
         )
-        return ((parts.sight(images), labels) for images, labels in batches)
 
 
-def _run(session: Session) -> dict[str, Any]:
+def _run(session: Session) -> Row | None:
     try:
         fit(session.run)
+        if not session.is_last:
+            return None
         result = session.finish()
     except Preempted as error:
         message = f"{error}; go on with: coterie train --resume {session.setting.folder.path}"

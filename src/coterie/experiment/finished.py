@@ -20,8 +20,9 @@ from coterie.engine.snapshot import Snapshot
 from coterie.evaluation.export import ExportReport, export_leader, report_table
 from coterie.evaluation.model_card import ModelCard
 from coterie.experiment.best import load_best, restore_scorable
-from coterie.experiment.build import Parts, build_nets, net_names, runtime
+from coterie.experiment.build import Parts, build_nets, runtime
 from coterie.experiment.experiment import Experiment
+from coterie.experiment.phases import peers_in
 from coterie.experiment.runs import open_run
 
 
@@ -45,30 +46,35 @@ def evaluate_run(
     """
     experiment = open_run(folder, overrides, plugins)
     with runtime(experiment.recipe.train, mix(experiment.recipe.seed, "globals")):
-        parts = experiment.build()
-        test = parts.data.test()
         scores: dict[str, Any] = {}
+        tables = []
         for title, snapshot in _states(experiment):
+            parts = experiment.build(peers_in(snapshot, experiment.recipe))
             restore_scorable(parts, snapshot)
-            scores[title] = experiment.score(parts, test).as_dict()
+            scores[title] = experiment.score(parts, parts.data.test()).as_dict()
+            tables.append(score_rows(title, scores[title], leader=parts.cohort.leader, names=parts.names))
     if console is not None:
-        console.print(score_table(scores, leader=parts.cohort.leader, names=net_names(experiment.recipe)))
+        console.print(score_table(row for rows in tables for row in rows))
     return scores
 
 
-def score_table(scores: dict[str, Any], *, leader: int, names: Sequence[str]) -> Table:
-    """Lay scores out for a terminal: a row for the leader, each peer and the ensemble of each state."""
+def score_rows(
+    title: str, scores: dict[str, Any], *, leader: int, names: Sequence[str]
+) -> list[tuple[str, str, dict[str, float]]]:
+    """Title, network and scores of the leader, of each peer and of the ensemble of one state."""
+    rows = [(f"leader (peer {leader}, {names[leader]})", scores["leader"])]
+    rows += [(f"peer {m}, {names[m]}", row) for m, row in enumerate(scores["peers"])]
+    return [(title.replace("_", " "), name, row) for name, row in [*rows, ("ensemble", scores["ensemble"])]]
+
+
+def score_table(rows: Iterable[tuple[str, str, dict[str, float]]]) -> Table:
+    """Lay out what `score_rows` returned for a terminal."""
     table = Table("weights", "network", box=None, pad_edge=False)
     for heading in ("top-1 %", "top-5 %", "NLL", "ECE"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for title, parts in scores.items():
-        rows = [(f"leader (peer {leader}, {names[leader]})", parts["leader"])]
-        rows += [(f"peer {m}, {names[m]}", row) for m, row in enumerate(parts["peers"])]
-        shown = title.replace("_", " ")
-        for name, row in [*rows, ("ensemble", parts["ensemble"])]:
-            table.add_row(
-                shown, Text(name), f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['nll']:.4f}", f"{row['ece']:.4f}"
-            )
+    for title, name, row in rows:
+        figures = f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['nll']:.4f}", f"{row['ece']:.4f}"
+        table.add_row(title, Text(name), *figures)
     return table
 
 
@@ -89,8 +95,8 @@ def export_run(
     experiment = open_run(folder, plugins=plugins)
     recipe = experiment.recipe
     with runtime(recipe.train, mix(recipe.seed, "globals")):
-        parts = experiment.build()
         _, snapshot = _states(experiment)[0]
+        parts = experiment.build(peers_in(snapshot, recipe))
         restore_peers(parts.cohort, snapshot)
         report = export_leader(
             parts.cohort.leader_net,
@@ -111,7 +117,7 @@ def _plain(experiment: Experiment, parts: Parts) -> torch.nn.Module:
         channels=parts.image_shape[0],
         image_size=parts.image_shape[1],
     )
-    return nets[parts.cohort.leader]
+    return nets[parts.peers[parts.cohort.leader]]
 
 
 def _card(experiment: Experiment, parts: Parts) -> ModelCard:
@@ -122,13 +128,13 @@ def _card(experiment: Experiment, parts: Parts) -> ModelCard:
         "training images": str(len(parts.data.train.labels)),
         "epochs": str(recipe.epochs),
         "seed": str(recipe.seed),
-        "cohort": ", ".join(net_names(recipe)) + f"; the leader is peer {parts.cohort.leader}, named before training",
+        "cohort": ", ".join(parts.names) + f"; the leader is peer {parts.cohort.leader}, named before training",
     }
     if experiment.folder.result.exists():
         result: Any = read_json(experiment.folder.result)
         facts["top-1 on the test set"] = f"{result['last']['test']['leader']['top1']:.2f} % (last epoch)"
     return ModelCard(
-        network=net_names(recipe)[parts.cohort.leader],
+        network=parts.names[parts.cohort.leader],
         classes=parts.data.classes,
         normalisation=parts.data.normalisation,
         facts=facts,

@@ -14,8 +14,10 @@ from coterie.config import OptimConfig, Recipe
 from coterie.core.draws import mix
 from coterie.data import ShuffledOrder, ViewPlan, make_loader
 from coterie.engine import Objective, learning_rate
-from coterie.experiment.build import Parts, net_names, runtime, views_for
+from coterie.experiment.build import Parts, runtime, views_for
 from coterie.experiment.experiment import Experiment
+from coterie.experiment.phases import phases_of
+from coterie.experiment.teacher_cache import cache_size
 from coterie.nets.cost import activation_bytes, count_parameters, multiply_adds
 
 _MIB = 2**20
@@ -61,7 +63,7 @@ def make_plan(recipe: Recipe) -> Plan:
 def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
     shape, cohort = parts.image_shape, parts.cohort
     lines = []
-    for m, name in enumerate(net_names(recipe)):
+    for m, name in enumerate(parts.names):
         role = "  <- leader" if m == cohort.leader else ""
         macs = multiply_adds(cohort[m], shape)
         lines.append((f"peer {m}", f"{name}, {count_parameters(cohort[m]):,} parameters, {macs:,} multiply-adds{role}"))
@@ -73,12 +75,29 @@ def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
     return [
         *lines,
         ("shared", shared),
+        *_changes(recipe),
+        *_teachers(recipe, parts),
         (
             "trained",
             f"{count_parameters(cohort):,} parameters in the cohort, {count_parameters(parts.method):,} in heads",
         ),
         ("activations", f"about {size:.0f} MiB for a batch of {recipe.data.batch_size}, kept for the backward pass"),
     ]
+
+
+def _teachers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
+    """Who teaches from outside, and what keeping their answers would take."""
+    teachers, images = parts.teachers, len(parts.data.train.labels)
+    shape = ", ".join(f"{count_parameters(net):,} parameters" for net in teachers.nets)
+    size = f"{cache_size(teachers, images):.1f} MiB for {images:,} images"
+    kept = f"kept in {recipe.teacher.cache}" if recipe.teacher.cache else "not kept; see teacher.cache"
+    return [("teachers", shape), ("their answers", f"{size}, {kept}")] if len(teachers) else []
+
+
+def _changes(recipe: Recipe) -> list[tuple[str, str]]:
+    """Who comes and goes; nothing when the cohort stays the same."""
+    later = phases_of(recipe)[1:]
+    return [(f"from epoch {phase.start + 1}", f"peers {list(phase.peers)}") for phase in later]
 
 
 def _data(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:

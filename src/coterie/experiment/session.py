@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from coterie.config import Recipe, to_toml
 from coterie.core.draws import mix
 from coterie.core.environment import describe_environment, exactness_lost
 from coterie.core.errors import ConfigError
-from coterie.core.files import RecordWarning
+from coterie.core.files import JsonValue, RecordWarning
 from coterie.core.record import MetricsLog, RunFolder, State, Status, read_metrics
 from coterie.data import Split, ViewPlan, make_loader
 from coterie.engine import (
@@ -34,17 +35,21 @@ from coterie.engine import (
     digest,
     make_optimizer,
     restore,
+    restore_place,
     save_to,
 )
 from coterie.engine.snapshot import as_mapping
 from coterie.experiment.best import load_best, restore_scorable, scorable
-from coterie.experiment.build import Parts, order_for, views_for
+from coterie.experiment.build import Parts, views_for
 from coterie.experiment.changes import check_unchanged
+from coterie.experiment.phases import Phase, adopt_rest, peers_in
+from coterie.experiment.teachers import digest_of
 from coterie.experiment.tensorboard import TensorBoard
 from coterie.experiment.validation import Validation
 from coterie.metrics import CohortScores
 
 Row = dict[str, Any]
+_MEASURED = 2_000  # images at most that teachers are measured on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +61,11 @@ class Setting:
         name: how tables call the run.
         folder: where the run is recorded; locked by the caller.
         parts: data, cohort and method, built.
-        score: scores the cohort as it stands on a split.
+        phase: the epochs in which the cohort is this one.
+        score: scores a cohort as it stands on a split.
+        score_teachers: the top-1 accuracy of each teacher on a split, in per cent.
         held_out: the peers' logits and the labels of the validation split, batch by batch.
+        build: builds the parts for other peers.
         console: where to show progress.
         quiet: show nothing.
     """
@@ -66,8 +74,11 @@ class Setting:
     name: str
     folder: RunFolder
     parts: Parts
-    score: Callable[[Split], CohortScores]
+    phase: Phase
+    score: Callable[[Parts, Split], CohortScores]
+    score_teachers: Callable[[Parts, Split], list[float]]
     held_out: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor]]]
+    build: Callable[[Sequence[int]], Parts]
     console: Console
     quiet: bool
 
@@ -94,8 +105,9 @@ class Session:
             meters=self.meters,
             log=self.log,
             every=recipe.train.checkpoint_every,
-            facts={"recipe": to_toml(recipe), "data": setting.parts.data.train.fingerprint()},
+            facts=_facts(setting),
         )
+        self.keeper.extra["peers"] = list(setting.parts.peers)
         self.validation = self._make_validation()
         self.run = self._make_run(interrupt)
 
@@ -125,6 +137,9 @@ class Session:
         folder.write_environment(self.setting.name)
         folder.write_recipe(to_toml(self.setting.recipe))
         self.record("running")
+        if not self.is_last:
+            self._emit({"kind": "cohort", "epoch": 0, "step": 0, "peers": list(self.setting.parts.peers)})
+        self._measure_teachers()
 
     def start_over(self) -> None:
         """Begin again in the folder of a run; checkpoints, log and result of before are renamed, not deleted."""
@@ -145,16 +160,30 @@ class Session:
             return
         step, snapshot = found
         check_unchanged(as_mapping(snapshot.value("facts")), self.keeper.facts)
-        restore(self.run, self.meters, snapshot, self.setting.parts.device)
+        before, peers = peers_in(snapshot, self.setting.recipe), self.setting.parts.peers
+        if before == peers:
+            restore(self.run, self.meters, snapshot, self.setting.parts.device)
+        else:
+            adopt_rest(self.run, peers, snapshot, before)
+            restore_place(self.run, snapshot)
         best = snapshot.values.get("best")
         if self.validation is not None and isinstance(best, float):
             self.validation.best = self.keeper.extra["best"] = best
         offset = snapshot.value("log_bytes")
         self.log.truncate(offset if isinstance(offset, int) else 0)
         self.timing.truncate(self.timing.offset())  # only a row that lost its end goes
-        self._warn_if_inexact()
         self.record("running")
-        self._say(f"resumed after {step} batches from {self.store.path_of(step)}")
+        if before == peers:
+            self._warn_if_inexact()
+            self._say(f"resumed after {step} batches from {self.store.path_of(step)}")
+        else:
+            self._emit({"kind": "cohort", "epoch": self.run.clock.epoch, "step": step, "peers": list(peers)})
+            self._say(f"epoch {self.run.clock.epoch + 1}: peers {list(before)} become {list(peers)}")
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the run ends with this cohort."""
+        return self.setting.phase.end == self.setting.recipe.epochs
 
     def record(self, state: State, exit_code: int | None = None, message: str = "") -> None:
         """Write `status.json`."""
@@ -187,22 +216,46 @@ class Session:
             "train_images": len(parts.data.train.labels),
             "seconds": sum(float(str(row["seconds"])) for row in read_metrics(folder.timing)),
             "digest": digest(_without_facts(last)),
-            "last": {"epoch": recipe.epochs, "test": self.setting.score(test).as_dict()},
+            "last": {"epoch": recipe.epochs, "test": self.setting.score(parts, test).as_dict()},
         }
         if parts.data.validation is not None:
-            result["last"]["validation"] = self.setting.score(parts.data.validation).as_dict()
+            result["last"]["validation"] = self.setting.score(parts, parts.data.validation).as_dict()
             best = load_best(folder.best)
             if best is not None:
-                result["best_on_validation"] = self._score_best(test, best, last)
+                result["best_on_validation"] = self._score_best(test, best)
         folder.write_result(result)
         return result
 
-    def _score_best(self, test: Split, best: Snapshot, last: Snapshot) -> Row:
-        parts = self.setting.parts
-        restore_scorable(parts, best)
-        scores = self.setting.score(test).as_dict()
-        restore_scorable(parts, last)
+    def _score_best(self, test: Split, best: Snapshot) -> Row:
+        parts, recipe = self.setting.parts, self.setting.recipe
+        peers = peers_in(best, recipe)
+        then = parts if peers == parts.peers else self.setting.build(peers)
+        restore_scorable(then, best)
+        scores = self.setting.score(then, test).as_dict()
+        restore_scorable(parts, self.store.load(self.run.batches))
         return {"epoch": best.value("epoch"), "validation": best.value("validation"), "test": scores}
+
+    def _measure_teachers(self) -> None:
+        parts = self.setting.parts
+        if not len(parts.teachers):
+            return
+        held_out = parts.data.validation
+        split, where = (parts.data.train, "training") if held_out is None else (held_out, "held-out")
+        split = split.select(torch.arange(min(len(split.labels), _MEASURED)))
+        for number, (net, top1) in enumerate(
+            zip(parts.teachers, self.setting.score_teachers(parts, split), strict=True)
+        ):
+            if net.num_classes != parts.data.num_classes:
+                self._say(f"teacher {number}: of {net.num_classes} other classes, so its accuracy here is not measured")
+                continue
+            self._emit({"kind": "teacher", "epoch": 0, "step": 0, "teacher": number, "images": where, "top1": top1})
+            self._say(f"teacher {number}: {top1:.2f} % of {len(split.labels):,} {where} images")
+            chance = 100 / len(parts.data.classes)
+            if top1 < chance + (100 - chance) / 20:
+                message = (
+                    f"teacher {number} is hardly better than chance; are classes and input those it was trained on?"
+                )
+                warnings.warn(message, RecordWarning, stacklevel=2)
 
     def _say(self, line: str) -> None:
         if not self.setting.quiet:
@@ -225,8 +278,7 @@ class Session:
             views=views_for(recipe, parts.method),
             channels_last=recipe.train.channels_last,
         )
-        order = order_for(recipe, parts)
-        loader = make_loader(split, order=order, plan=plan, device=parts.device, workers=recipe.data.workers)
+        loader = make_loader(split, order=parts.order, plan=plan, device=parts.device, workers=recipe.data.workers)
         objective = Objective(parts.cohort, parts.method, teachers=parts.teachers, sight=parts.sight)
         precision = Precision(recipe.train.precision, parts.device)
         stepper = Stepper(
@@ -244,7 +296,7 @@ class Session:
             self.display,
         ]
         held_out = self.setting.held_out if parts.method.requirements().held_out else tuple
-        run = Run(objective, stepper, loader, precision, recipe.epochs, self.keeper, watchers, interrupt)
+        run = Run(objective, stepper, loader, precision, self.setting.phase.end, self.keeper, watchers, interrupt)
         run.held_out = held_out
         return run
 
@@ -253,7 +305,7 @@ class Session:
         if split is None:
             return None
         return Validation(
-            score=lambda: self.setting.score(split),
+            score=lambda: self.setting.score(self.setting.parts, split),
             every=self.setting.recipe.train.evaluate_every,
             emit=self._emit,
             on_best=self._keep_best,
@@ -261,7 +313,12 @@ class Session:
 
     def _keep_best(self, row: Row) -> None:
         self.keeper.extra["best"] = row["leader"]["top1"]
-        values = {"epoch": row["epoch"] + 1, "validation": {key: row[key] for key in ("leader", "peers", "ensemble")}}
+        peers: JsonValue = list(self.setting.parts.peers)
+        values = {
+            "epoch": row["epoch"] + 1,
+            "peers": peers,
+            "validation": {key: row[key] for key in ("leader", "peers", "ensemble")},
+        }
         save_to(
             self.setting.folder.best,
             row["step"],
@@ -276,6 +333,13 @@ class Session:
     def _emit_timing(self, row: Row) -> None:
         self.timing.append(row)
         self.display.on_timing(row)
+
+
+def _facts(setting: Setting) -> dict[str, JsonValue]:
+    """What a continued run must find unchanged."""
+    parts = setting.parts
+    teachers = {"teachers": digest_of(parts.teachers)} if len(parts.teachers) else {}
+    return {"recipe": to_toml(setting.recipe), "data": parts.data.train.fingerprint(), **teachers}
 
 
 def _without_facts(snapshot: Snapshot) -> Snapshot:

@@ -12,6 +12,7 @@ from torch import Tensor
 from coterie.config import DataConfig
 from coterie.core.errors import ConfigError
 from coterie.data import Opened, Split, evaluation_batches, hold_out, limit_per_class, open_data
+from coterie.nets.inputs import Sight, sight_for
 
 _PIXELS = 1 << 18  # of a batch; larger batches are slower on a CPU
 
@@ -28,6 +29,7 @@ class Target:
         test: the test split.
         config: how images are fetched.
         device: where networks run.
+        sight: what networks see of an image.
     """
 
     data: Opened
@@ -37,9 +39,16 @@ class Target:
     test: Split
     config: DataConfig
     device: torch.device
+    sight: Sight
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of what networks see."""
+        channels, size = self.sight.shape(self.train.channels, self.train.image_size)
+        return channels, size, size
 
     @classmethod
-    def open(cls, config: DataConfig, *, limit: int, seed: int, device: torch.device) -> Target:
+    def open(cls, config: DataConfig, *, limit: int, seed: int, device: torch.device, sees: str = "image") -> Target:
         """Open a data set.
 
         Args:
@@ -47,6 +56,7 @@ class Target:
             limit: training images per class; 0 for all.
             seed: key of the limit, of the held-out part and of data sets that have no split of their own.
             device: where networks run.
+            sees: what networks see of an image, as `net.input`.
 
         Raises:
             ConfigError: a number is out of range, or nothing would be held out.
@@ -60,7 +70,8 @@ class Target:
                 f"data.validation={config.validation} of {len(train.labels)} training images holds none out to choose"
                 " the regularisation on; raise data.validation or --limit"
             )
-        return cls(data, train, fit, held_out, data.test(), config, device)
+        sight = sight_for(sees, data.normalisation.mean, data.normalisation.std).to(device)
+        return cls(data, train, fit, held_out, data.test(), config, device, sight)
 
     def facts(self) -> dict[str, Any]:
         """What reports say of the data."""
@@ -74,11 +85,12 @@ class Target:
         }
 
     def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images of a split, in order, unaugmented and normalised, with their labels."""
-        return evaluation_batches(
+        """What networks see of the images of a split, in order and unaugmented, with their labels."""
+        batches = evaluation_batches(
             split,
             batch_size=max(1, _PIXELS // split.image_size**2),
             normalisation=self.data.normalisation,
             device=self.device,
             workers=self.config.workers,
         )
+        return ((self.sight(images), labels) for images, labels in batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -11,15 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from coterie.cohort import Cohort, Teachers
+from coterie.cohort.facts import facts_of
 from coterie.config import Recipe, load_recipe
-from coterie.core.errors import ConfigError
+from coterie.core.errors import CheckpointError, ConfigError
 from coterie.core.method import PeerFacts
 from coterie.core.record import RunFolder
 from coterie.data import Opened
-from coterie.engine.snapshot import restore_module
+from coterie.engine import Snapshot, digest
+from coterie.engine.snapshot import module_tensors, restore_module
 from coterie.experiment.weights import leader_of, read_weights
-from coterie.nets import NETS, Tappable
+from coterie.nets import NETS
 from coterie.nets.inputs import Sight, sight_for
+from coterie.nets.tapped import plain
+from coterie.nets.vision import pretrained
+
+_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +52,8 @@ def build_teachers(recipe: Recipe, data: Opened, *, view: int = 0) -> Teachers:
     config = recipe.teacher
     if len(config.nets) > len(config.weights):
         raise ConfigError(
-            f"teacher.nets names {len(config.nets)} networks and teacher.weights {len(config.weights)} sources;"
-            " give the weights of each"
+            f"teacher.nets names {', '.join(config.nets)}, and teacher.weights {len(config.weights)} sources; give the"
+            " weights of each, with teacher.weights=RUN_OR_FILE for one"
         )
     sources = [
         _source(weights, net, sees)
@@ -67,7 +73,7 @@ def cohort_facts(cohort: Cohort, teachers: Teachers, shape: tuple[int, int, int]
         shape: `(C, H, W)` of what the peers see.
     """
     taught = bool(cohort.frozen or len(teachers))
-    return tuple(_facts_of(net, shape) for net in cohort) if taught else ()
+    return tuple(facts_of(net, shape) for net in cohort.nets) if taught else ()
 
 
 def teacher_facts(teachers: Teachers, data: Opened) -> tuple[PeerFacts, ...]:
@@ -78,29 +84,34 @@ def teacher_facts(teachers: Teachers, data: Opened) -> tuple[PeerFacts, ...]:
         data: what they will look at.
     """
     shapes = [sight.shape(data.train.channels, data.train.image_size) for sight in teachers.sees]
-    return tuple(_facts_of(net, (c, size, size)) for net, (c, size) in zip(teachers, shapes, strict=True))
+    return tuple(facts_of(net, (c, size, size)) for net, (c, size) in zip(teachers.nets, shapes, strict=True))
 
 
-def teacher_scores(teachers: Teachers, batches: Iterator[tuple[Tensor, Tensor]]) -> list[float]:
-    """Measure the top-1 accuracy of each teacher in percent; -1 for one whose classes are others.
+def teacher_scores(teachers: Teachers, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    """Measure the top-1 accuracy of each teacher, in per cent.
 
     Args:
-        teachers: on the device of the images.
-        batches: images `[B, C, H, W]` as the data give them, and labels `[B]`.
+        teachers: at least one, on the device of the images.
+        batches: images `[B, C, H, W]` as the data give them, and labels `[B]`; at least one.
     """
-    right: Tensor | None = None
-    count = 0
+    right, images_seen = torch.zeros(len(teachers), dtype=torch.float64), 0
     for images, labels in batches:
-        found = torch.stack([(out.logits.argmax(dim=1) == labels).sum() for out in teachers.look(images)])
-        right = found if right is None else right + found
-        count += labels.shape[0]
-    return [] if right is None else (right.double() * 100 / count).tolist()
+        found = [(output.logits.argmax(dim=1) == labels).sum() for output in teachers.look(images)]
+        right += torch.stack(found).cpu()
+        images_seen += labels.shape[0]
+    accuracies: list[float] = (right * 100 / images_seen).tolist()
+    return accuracies
+
+
+def digest_of(teachers: Teachers) -> str:
+    """SHA-256 over the weights of all teachers: a run goes on with the teachers it was begun with, or not at all."""
+    return digest(Snapshot(tensors={f"teacher{t}": module_tensors(net) for t, net in enumerate(teachers.nets)}))
 
 
 def _source(weights: str, net: str, sees: str) -> _Source:
     place, _, number = weights.partition("#")
     if not Path(place).is_dir():
-        if not net:
+        if not net and not _is_model(weights):
             raise ConfigError(f"teacher {weights!r} is no folder of a run; name its network with teacher.nets")
         return _Source(weights, net, sees or "image")
     recipe = load_recipe(RunFolder(Path(place)).existing().recipe)
@@ -109,23 +120,21 @@ def _source(weights: str, net: str, sees: str) -> _Source:
     return _Source(weights, net or names[min(peer, len(names) - 1)], sees or recipe.net.input)
 
 
+def _is_model(name: str) -> bool:
+    """Whether a source is a model of a package, with the weights that the package offers."""
+    return name.partition("/")[0] in NETS.sources and not Path(name).exists()
+
+
 def _load(source: _Source, sight: Sight, data: Opened) -> nn.Module:
+    channels, size = sight.shape(data.train.channels, data.train.image_size)
+    if _is_model(source.weights):
+        return pretrained(source.weights, in_channels=channels, image_size=size)
     tensors = read_weights(source.weights)
     matrices = [tensor for tensor in tensors.values() if tensor.dim() == 2]
     classes = matrices[-1].shape[0] if matrices else len(data.classes)
-    channels, size = sight.shape(data.train.channels, data.train.image_size)
     net = NETS[source.net](num_classes=classes, in_channels=channels, image_size=size)
-    restore_module(net, tensors, what=f"teacher {source.net}, given {source.weights},")
+    try:
+        restore_module(plain(net), tensors, what=f"teacher {source.net}, given {source.weights},")
+    except CheckpointError as error:
+        raise ConfigError(f"{str(error).partition(';')[0]}; name its network with teacher.nets") from None
     return net
-
-
-@torch.no_grad()
-def _facts_of(net: Tappable, shape: tuple[int, int, int]) -> PeerFacts:
-    assert isinstance(net, nn.Module)
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    output = net.tap(torch.zeros(2, *shape), bool(net.stage_channels))
-    for module, mode in modes.items():
-        module.training = mode
-    stages = tuple((stage.shape[1], stage.shape[2], stage.shape[3]) for stage in output.stages)
-    return PeerFacts(embedding_dim=net.embedding_dim, num_classes=net.num_classes, stages=stages)

@@ -13,8 +13,9 @@ from coterie.engine import CheckpointStore, Snapshot, restore_peers
 from coterie.engine.snapshot import Tensors, module_tensors
 from coterie.experiment.build import build_nets, net_names
 from coterie.experiment.experiment import Experiment
+from coterie.experiment.phases import peers_in
 from coterie.nets import TappedNet
-from coterie.nets.tapped import find_head
+from coterie.nets.tapped import find_head, plain
 
 _SIZES = (32, 64, 28, 84, 224, 96, 8)  # of images, tried for networks whose layers depend on it
 
@@ -58,10 +59,11 @@ def load_trained(experiment: Experiment) -> Trained:
         raise ConfigError(f"{folder.path} has no checkpoint yet; train it first")
     nets, channels = _rebuild(recipe, found[1])
     fresh, _ = _rebuild(recipe, found[1])
-    restore_peers([_plain(net) for net in nets], found[1])
+    restore_peers([plain(net) for net in nets], found[1])
+    names, peers = net_names(recipe), peers_in(found[1], recipe)
     return Trained(
-        names=net_names(recipe),
-        leader=recipe.cohort.leader % len(nets),
+        names=tuple(names[m] for m in peers),
+        leader=peers.index(recipe.cohort.leader % len(names)),
         trained=nets,
         fresh=fresh,
         channels=channels,
@@ -77,7 +79,8 @@ def _rebuild(recipe: Recipe, snapshot: Snapshot) -> tuple[list[nn.Module], int]:
         try:
             (trial, *_) = build_nets(recipe, num_classes=2, channels=3, image_size=size)
             for channels in _channels(trial, saved):
-                nets = build_nets(recipe, num_classes=_classes(trial, saved), channels=channels, image_size=size)
+                built = build_nets(recipe, num_classes=_classes(trial, saved), channels=channels, image_size=size)
+                nets = [built[m] for m in peers_in(snapshot, recipe)]
                 if all(_fits(net, snapshot, m) for m, net in enumerate(nets)):
                     return nets, channels
         except ConfigError as error:  # too small an image, say
@@ -87,7 +90,7 @@ def _rebuild(recipe: Recipe, snapshot: Snapshot) -> tuple[list[nn.Module], int]:
 
 def _channels(net: nn.Module, saved: Tensors) -> Iterator[int]:
     """Channels of the images: what the first convolution has, or a guess where there is none."""
-    own = module_tensors(_plain(net))
+    own = module_tensors(plain(net))
     kernels = [saved[name] for name, tensor in own.items() if tensor.dim() == 4 and name in saved]
     yield from [kernels[0].shape[1]] if kernels else (3, 1)
 
@@ -102,9 +105,5 @@ def _classes(net: nn.Module, saved: Tensors) -> int:
 
 def _fits(net: nn.Module, snapshot: Snapshot, peer: int) -> bool:
     saved = snapshot.section(f"peer{peer}")
-    own = module_tensors(_plain(net))
+    own = module_tensors(plain(net))
     return own.keys() == saved.keys() and all(own[name].shape == saved[name].shape for name in own)
-
-
-def _plain(net: nn.Module) -> nn.Module:
-    return net.net if isinstance(net, TappedNet) else net

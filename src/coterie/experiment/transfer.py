@@ -83,7 +83,9 @@ def transfer_run(
     with runtime(recipe.train, mix(recipe.seed, "globals")):
         run = load_trained(experiment)
         subjects = _subjects(run, peers, stages)
-        target = Target.open(config, limit=limit, seed=seed, device=pick_device(recipe.train.device))
+        target = Target.open(
+            config, limit=limit, seed=seed, device=pick_device(recipe.train.device), sees=recipe.net.input
+        )
         record = {**target.facts(), "limit_per_class": limit, "seed": seed, "state": run.state}
         _show(console, Text(_ABOUT.format(**record)))
         record["rows"] = _measure(run, subjects, target, stages)
@@ -159,11 +161,11 @@ def _measure(run: Trained, subjects: list[_Subject], target: Target, stages: Seq
 
 def _check_takes(run: Trained, subject: _Subject, target: Target) -> None:
     """Send one empty image of the data's shape through a network."""
-    name, size = _name(run, subject.peer), target.train.image_size
-    if target.train.channels != run.channels:
+    name, (channels, size, _) = _name(run, subject.peer), target.image_shape
+    if channels != run.channels:
         raise ConfigError(
             f"{name} takes images of {run.channels} channels and those of {target.data.name} have"
-            f" {target.train.channels}; choose other data"
+            f" {channels}; choose other data"
         )
     image = torch.zeros(1, run.channels, size, size, device=target.device)
     try:

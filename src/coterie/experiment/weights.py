@@ -8,35 +8,35 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from coterie.cohort import Cohort
-from coterie.core.errors import CheckpointError, ConfigError
+from coterie.core.errors import ConfigError
 from coterie.core.files import read_json
 from coterie.engine import CheckpointStore
 from coterie.engine.snapshot import Tensors, restore_module
+from coterie.nets.tapped import plain
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".tar", ".ckpt")
 _WRAPPERS = ("state_dict", "model")
 
 
-def load_weights(cohort: Cohort, sources: Sequence[str]) -> None:
+def load_weights(nets: Sequence[nn.Module], sources: Sequence[str]) -> None:
     """Give peers the weights that were trained elsewhere.
 
     Args:
-        cohort: fresh peers.
+        nets: fresh peers.
         sources: one text per peer, first to last: what `read_weights` takes, or an empty text to
             leave the peer fresh. Fewer texts than peers leave the rest fresh.
 
     Raises:
-        ConfigError: more texts than peers, or a source that does not exist.
-        CheckpointError: a source is damaged, is not safetensors, or is of another network.
+        ConfigError: more texts than peers, or a source that does not exist, is damaged or holds more than tensors.
+        CheckpointError: a source is of another network.
     """
-    if len(sources) > len(cohort):
-        raise ConfigError(f"cohort.weights names {len(sources)} sources for {len(cohort)} peers; give one per peer")
+    if len(sources) > len(nets):
+        raise ConfigError(f"cohort.weights names {len(sources)} sources for {len(nets)} peers; give one per peer")
     for peer, source in enumerate(sources):
         if source:
-            restore_module(cohort[peer], read_weights(source), what=f"peer {peer}, given {source},")
+            restore_module(plain(nets[peer]), read_weights(source), what=f"peer {peer}, given {source},")
 
 
 def read_weights(source: str) -> Tensors:
@@ -46,8 +46,7 @@ def read_weights(source: str) -> Tensors:
         source: a safetensors file, a state dict that torch has saved, the folder of a run (its leader) or `RUN#2`.
 
     Raises:
-        ConfigError: the source does not exist.
-        CheckpointError: it is damaged, or holds more than plain tensors.
+        ConfigError: it does not exist, is damaged, or holds more than plain tensors.
     """
     place, _, number = source.partition("#")
     path = Path(place)
@@ -70,7 +69,7 @@ def _of_safetensors(path: Path) -> Tensors:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
+        raise ConfigError(
             f"{path} is not a safetensors file ({error}); give one, or a state dict of torch in a .pt or .pth file"
         ) from None
 
@@ -80,7 +79,7 @@ def _of_torch(path: Path) -> Tensors:
         found: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on damaged or hostile files
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
+        raise ConfigError(
             f"{path} holds more than plain tensors or is damaged, and nothing in it was run ({why[:120]}); save a state"
             " dict with safetensors.torch.save_file"
         ) from None
@@ -91,7 +90,7 @@ def _state_dict(found: object, path: Path) -> Tensors:
     for key in _WRAPPERS:
         found = found.get(key, found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} is not a state dict; save module.state_dict() with safetensors")
+        raise ConfigError(f"{path} is not a state dict; save module.state_dict() with safetensors")
     return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 

@@ -28,3 +28,23 @@ def ramp_up(epoch: Tensor, length: int, *, dtype: torch.dtype = torch.float32) -
         return torch.ones((), dtype=dtype, device=epoch.device)
     left = 1 - epoch.clamp(max=length).to(dtype) / length
     return torch.exp(-5 * left.square())
+
+
+def linear_ramp(epoch: Tensor, length: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Weight that rises in equal steps to 1: `min((epoch + 1) / length, 1)`.
+
+    Args:
+        epoch: `[]` whole number counted from 0, on the device of the loss.
+        length: epochs until the weight is 1, which it is in the last of them; with 0 it always is.
+        dtype: of the result; that of the loss, so that neither is rounded to the other.
+
+    Returns:
+        `[]` on the device of the epoch, without gradient.
+
+    Example:
+        >>> [float(linear_ramp(torch.tensor(epoch), 20)) for epoch in (0, 9, 19, 200)]
+        [0.05..., 0.5, 1.0, 1.0]
+    """
+    if length <= 0:
+        return torch.ones((), dtype=dtype, device=epoch.device)
+    return ((epoch + 1).to(dtype) / length).clamp(max=1)

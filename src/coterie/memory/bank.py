@@ -44,6 +44,18 @@ class MemoryBank:
         return self.rows.numel() * self.rows.element_size() / 2**20
 
     @torch.no_grad()
+    def adopt(self, rows: Tensor, places: Mapping[int, int]) -> None:
+        """Take over the banks of peers from another cohort; nothing is done with rows of other sizes.
+
+        Args:
+            rows: `[M', N, D]` of that cohort.
+            places: place of a peer here to its place there.
+        """
+        if rows.shape[1:] == self.rows.shape[1:]:
+            for here, there in places.items():
+                self.rows[here] = rows[there]
+
+    @torch.no_grad()
     def update(self, indices: Tensor, embeddings: Tensor) -> None:
         """Move rows towards new embeddings: row <- unit(momentum * row + (1 - momentum) * embedding).
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.core import METHODS, Batch, ConfigError, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Method, Needs, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.logits import mean_of_others, summed_cross_entropy, summed_kl
 
 
@@ -38,10 +39,7 @@ class CollaborativeHeads(Method):
         task_share: float = 0.5
 
         def __post_init__(self) -> None:
-            if self.temperature <= 0:
-                raise ConfigError(f"method.temperature={self.temperature}; give a number above 0")
-            if not 0 <= self.task_share <= 1:
-                raise ConfigError(f"method.task_share={self.task_share}; give a number from 0 to 1")
+            check_knobs(self, positive=("temperature",), fraction=("task_share",))
 
     config: Config
 

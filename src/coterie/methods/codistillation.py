@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from coterie.cohort.ema import CohortCopy
 from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, soft_cross_entropy, summed_cross_entropy
 
 _BURN_IN = 0.4  # share of the run, as in the example of the one public implementation
@@ -56,10 +57,7 @@ class Codistillation(Method):
         divergence: Literal["cross_entropy", "kl"] = "cross_entropy"
 
         def __post_init__(self) -> None:
-            if self.interval < 1:
-                raise ConfigError(f"method.interval={self.interval}; give a whole number of at least 1")
-            if self.burn_in is not None and self.burn_in < 0:
-                raise ConfigError(f"method.burn_in={self.burn_in}; give 0 or a number above it")
+            check_knobs(self, not_negative=("burn_in",), count=("interval",))
             if self.burn_in is None and self.burn_in_unit == "steps":
                 raise ConfigError('method.burn_in_unit="steps" without method.burn_in; give both')
 

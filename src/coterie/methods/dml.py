@@ -9,7 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from coterie.core import METHODS, Batch, ConfigError, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Method, Needs, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.logits import mean_of_others, summed_cross_entropy, summed_kl
 
 TEMPERATURES = {"paper": 1.0, "mcl-okd": 2.0}
@@ -55,8 +56,7 @@ class DeepMutualLearning(Method):
         target_offset: float = 0.0
 
         def __post_init__(self) -> None:
-            if self.temperature is not None and self.temperature <= 0:
-                raise ConfigError(f"method.temperature={self.temperature}; give a number above 0")
+            check_knobs(self, positive=("temperature",))
 
     config: Config
 

@@ -6,30 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from coterie.cohort import Link, TeacherMethod
-from coterie.cohort.teaching import require_same_classes
-from coterie.core import METHODS, Batch, ConfigError, Paper, PeerFacts, PeerOutput
+from coterie.cohort.comparing import ScoreMethod
+from coterie.core import METHODS, Batch, Paper
 from coterie.losses.logits import kl_logits
 
 
-class SoftTargets(Link):
-    """KL from the teacher's softened class probabilities to the student's, times the temperature squared.
-
-    Args:
-        temperature: T > 0.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, student: PeerOutput, teacher: PeerOutput, batch: Batch) -> Tensor:
-        """Compute the KL `[]`, with gradient to the student's logits."""
-        return kl_logits(student.logits, teacher.logits, temperature=self.temperature)
-
-
 @METHODS.register("kd")
-class KnowledgeDistillation(TeacherMethod):
+class KnowledgeDistillation(ScoreMethod):
     """Cross-entropy with a small weight and the KL from the teacher's softened probabilities.
 
     The weights are those of the benchmark of CRD: 0.1 for the labels and 0.9 for the teacher.
@@ -45,7 +28,7 @@ class KnowledgeDistillation(TeacherMethod):
     term = "kd"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(TeacherMethod.Config):
+    class Config(ScoreMethod.Config):
         """Knobs of KD.
 
         Attributes:
@@ -54,16 +37,9 @@ class KnowledgeDistillation(TeacherMethod):
 
         weight: float = 0.9
         task: float = 0.1
-        temperature: float = 4.0
-
-        def __post_init__(self) -> None:
-            TeacherMethod.Config.__post_init__(self)
-            if self.temperature <= 0:
-                raise ConfigError(f"temperature={self.temperature} of kd; give a number above 0")
 
     config: Config
 
-    def link(self, student: PeerFacts, teacher: PeerFacts) -> Link:
-        """Compare class scores, which must be of the same classes."""
-        require_same_classes("kd", student, teacher)
-        return SoftTargets(self.config.temperature)
+    def compare(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Compute the KL times the temperature squared, `[]`, with gradient to the student's logits."""
+        return kl_logits(student, teacher, temperature=self.config.temperature)

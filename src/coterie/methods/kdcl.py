@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from coterie.core import METHODS, Batch, ConfigError, DataError, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, DataError, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.joint_targets import error_products, least_error_weights, min_logit_target, naive_target
 from coterie.losses.logits import at_least_float32, mean_logits, summed_cross_entropy, summed_kl
 from coterie.losses.simplex import simplex_weights
@@ -58,10 +59,7 @@ class CollaborativeLearning(Method):
         ridge: float = 1e-6
 
         def __post_init__(self) -> None:
-            if self.temperature <= 0:
-                raise ConfigError(f"method.temperature={self.temperature}; give a number above 0")
-            if self.ridge < 0:
-                raise ConfigError(f"method.ridge={self.ridge}; give 0 or a number above it")
+            check_knobs(self, positive=("temperature",), not_negative=("ridge",))
 
     config: Config
     error_matrix: Tensor | None

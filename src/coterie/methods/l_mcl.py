@@ -19,6 +19,7 @@ from coterie.cohort import Cohort
 from coterie.cohort.exits import exits_of
 from coterie.cohort.trial import Trial, undone
 from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.bank_scores import bank_columns
 from coterie.losses.candidates import Candidates
 from coterie.losses.layerwise import layer_bank_scores, layerwise_bank_contrast, layerwise_contrast
@@ -125,14 +126,12 @@ class LayerwiseMutualContrast(Method):
         released_banks: bool = False
 
         def __post_init__(self) -> None:
-            for name in ("contrast_temperature", "temperature", "embedding_dim", "weight_dim", "inner_steps"):
-                if getattr(self, name) <= 0:
-                    raise ConfigError(f"method.{name}={getattr(self, name)}; give a number above 0")
-            for name in ("interval", "blocks", "inner_momentum"):
-                if getattr(self, name) < 0:
-                    raise ConfigError(f"method.{name}={getattr(self, name)}; give 0 or a number above")
-            if not 0 <= self.bank_momentum < 1:
-                raise ConfigError(f"method.bank_momentum={self.bank_momentum}; give a number from 0 to below 1")
+            check_knobs(
+                self,
+                positive=("contrast_temperature", "temperature", "embedding_dim", "weight_dim", "inner_steps"),
+                not_negative=("interval", "blocks", "inner_momentum"),
+                share=("bank_momentum",),
+            )
             if self.samples_per_class < 0 or self.samples_per_class == 1:
                 raise ConfigError(
                     f"method.samples_per_class={self.samples_per_class} leaves images without a partner;"

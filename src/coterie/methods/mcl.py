@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.logits import mean_logits, summed_cross_entropy, summed_kl
 from coterie.losses.mutual_contrast import MutualContrast, batch_columns, mutual_contrast, scores_of
 from coterie.nets.heads import TwoLayerHead
@@ -69,9 +70,7 @@ class MutualContrastiveLearning(Method):
         soft_include_self: bool = True
 
         def __post_init__(self) -> None:
-            for name in ("contrast_temperature", "temperature", "embedding_dim"):
-                if getattr(self, name) <= 0:
-                    raise ConfigError(f"method.{name}={getattr(self, name)}; give a number above 0")
+            check_knobs(self, positive=("contrast_temperature", "temperature", "embedding_dim"))
             if self.samples_per_class < 0 or self.samples_per_class == 1:
                 raise ConfigError(
                     f"method.samples_per_class={self.samples_per_class} leaves images without a partner;"

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.bank_scores import bank_columns, bank_scores
 from coterie.losses.candidates import Candidates
 from coterie.losses.logits import mean_logits, summed_cross_entropy, summed_kl
@@ -76,11 +77,11 @@ class MutualContrastOverBanks(Method):
         icl_self_pair: bool = True
 
         def __post_init__(self) -> None:
-            for name in ("contrast_temperature", "temperature", "embedding_dim", "pos_k"):
-                if getattr(self, name) <= 0:
-                    raise ConfigError(f"method.{name}={getattr(self, name)}; give a number above 0")
-            if not 0 <= self.bank_momentum < 1:
-                raise ConfigError(f"method.bank_momentum={self.bank_momentum}; give a number from 0 to below 1")
+            check_knobs(
+                self,
+                positive=("contrast_temperature", "temperature", "embedding_dim", "pos_k"),
+                share=("bank_momentum",),
+            )
 
     config: Config
 

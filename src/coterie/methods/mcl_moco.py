@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from coterie.cohort.ema import CohortCopy
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, PeerOutput, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Outer, Paper, PeerOutput, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.logits import summed_cross_entropy
 from coterie.losses.mutual_contrast import Columns, MutualContrast, mutual_contrast, scores_of
 from coterie.memory.queue import EmbeddingQueue
@@ -73,12 +74,8 @@ class MutualMomentumContrast(Method):
         queue_length: int | None = None
 
         def __post_init__(self) -> None:
-            for name in ("contrast_temperature", "temperature", "embedding_dim", "queue_length"):
-                value = getattr(self, name)
-                if value is not None and value <= 0:
-                    raise ConfigError(f"method.{name}={value}; give a number above 0")
-            if not 0 <= self.momentum <= 1:
-                raise ConfigError(f"method.momentum={self.momentum}; give a number from 0 to 1")
+            positive = ("contrast_temperature", "temperature", "embedding_dim", "queue_length")
+            check_knobs(self, positive=positive, fraction=("momentum",))
 
     config: Config
 

@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.cohort import draw_candidates
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.candidates import Candidates
 from coterie.losses.contrast import Contrast, contrast_pairs, nce_embeddings
 from coterie.losses.logits import kl_logits, mean_logits, summed_cross_entropy
@@ -78,11 +80,9 @@ class MultiViewContrast(Method):
         positives: Literal["exact", "relax"] = "exact"
 
         def __post_init__(self) -> None:
-            for name in ("temperature", "contrast_temperature", "embedding_dim"):
-                if getattr(self, name) <= 0:
-                    raise ConfigError(f"method.{name}={getattr(self, name)}; give a number above 0")
-            if not 0 <= self.bank_momentum < 1:
-                raise ConfigError(f"method.bank_momentum={self.bank_momentum}; give a number from 0 to below 1")
+            check_knobs(
+                self, positive=("temperature", "contrast_temperature", "embedding_dim"), share=("bank_momentum",)
+            )
 
     config: Config
     log_means: Tensor | None
@@ -123,12 +123,8 @@ class MultiViewContrast(Method):
 
     def candidates(self, batch: Batch) -> Candidates:
         """Draw the rows to contrast a batch with: a function of seed, step and, per sample, image."""
-        where = batch.labels, batch.indices, batch.step
-        positives = batch.indices if self.config.positives == "exact" else self.negatives.same_class(*where)
-        if self.config.negatives == "per_sample":
-            return Candidates(positives=positives, negatives=self.negatives.per_sample(*where))
-        rows, same_class = self.negatives.shared(batch.labels, batch.step)
-        return Candidates(positives=positives, negatives=rows, same_class=same_class)
+        config = self.config
+        return draw_candidates(self.negatives, batch, negatives=config.negatives, positives=config.positives)
 
     def after_step(self, peers: Peers, batch: Batch) -> None:
         """Move the batch's bank rows towards the embeddings of this step; keep the first log means when frozen."""

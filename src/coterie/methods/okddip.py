@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, kl_logits, mean_logits, summed_cross_entropy, summed_kl
 from coterie.losses.ramp import ramp_up
 
@@ -56,7 +57,7 @@ class DiversePeers(Method):
         venue="AAAI",
         arxiv="1912.00350",
     )
-    needs = Needs(min_peers=3, equal_embeddings=True)
+    needs = Needs(min_peers=3, equal_embeddings="auxiliary")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -81,18 +82,15 @@ class DiversePeers(Method):
         target_offset: float = 0.0
 
         def __post_init__(self) -> None:
-            if self.temperature <= 0:
-                raise ConfigError(f"method.temperature={self.temperature}; give a number above 0")
-            if self.attention_dim is not None and self.attention_dim <= 0:
-                raise ConfigError(f"method.attention_dim={self.attention_dim}; give a number above 0")
+            check_knobs(self, positive=("attention_dim", "temperature"))
 
     config: Config
 
     def __init__(self, config: Config, facts: Facts) -> None:
         super().__init__(config, facts)
-        dim = facts.embedding_dims[0]
-        self.attention = PeerAttention(dim, config.attention_dim or max(1, dim // 8))
         self.auxiliaries = tuple(m for m in range(facts.num_peers) if m != facts.leader)
+        dim = facts.embedding_dims[self.auxiliaries[0]]
+        self.attention = PeerAttention(dim, config.attention_dim or max(1, dim // 8))
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task`, `group` (from the mixtures to the auxiliary peers) and `leader` (from their mean to it)."""

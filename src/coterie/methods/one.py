@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, ShapeError, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, summed_cross_entropy, summed_kl
 from coterie.losses.ramp import ramp_up
 
@@ -79,8 +80,7 @@ class NativeEnsemble(Method):
         target_offset: float = 0.0
 
         def __post_init__(self) -> None:
-            if self.temperature <= 0:
-                raise ConfigError(f"method.temperature={self.temperature}; give a number above 0")
+            check_knobs(self, positive=("temperature",))
 
     config: Config
 

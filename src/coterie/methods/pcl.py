@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coterie.cohort.ema import CohortCopy
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Outer, Paper, Peers, Terms
+from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, kl_logits, summed_cross_entropy, summed_kl
 from coterie.losses.ramp import ramp_up
 
@@ -55,10 +56,7 @@ class PeerCollaboration(Method):
         views: Literal["per_peer", "shared"] = "per_peer"
 
         def __post_init__(self) -> None:
-            if self.temperature <= 0:
-                raise ConfigError(f"method.temperature={self.temperature}; give a number above 0")
-            if not 0 <= self.momentum < 1:
-                raise ConfigError(f"method.momentum={self.momentum}; give a number from 0 to below 1")
+            check_knobs(self, positive=("temperature",), share=("momentum",))
 
     config: Config
 

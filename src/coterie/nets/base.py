@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from coterie.core.errors import ConfigError
 from coterie.core.registry import Registry
 from coterie.core.types import PeerOutput
+from coterie.nets.boundaries import Boundary, Notes, find_boundaries, noting
 
 
 class StagedNet(nn.Module):
@@ -61,9 +64,39 @@ class StagedNet(nn.Module):
         """Map images `[B, C, H, W]` to logits `[B, K]`."""
         return self.tap(images).logits
 
-    def tap(self, images: Tensor, stage_maps: bool = False) -> PeerOutput:
-        """Map images `[B, C, H, W]` to logits, embedding and, on request, stage maps."""
+    def tap(self, images: Tensor, stage_maps: bool = False, preactivations: bool = False) -> PeerOutput:
+        """Map images `[B, C, H, W]` to logits, embedding and, on request, maps after stages and before activations.
+
+        Raises:
+            ConfigError: maps before activations were asked for and cannot be found.
+        """
+        if preactivations:
+            return self.watched(lambda: self.tap(images, stage_maps), {})
         return self.finish(self.trunk(images, 0), stage_maps)
+
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """Where the map before the last activation of each stage is found; empty where one is not."""
+        return find_boundaries(list(self.stages), self.neck)
+
+    def watched(self, run: Callable[[], PeerOutput], notes: Notes) -> PeerOutput:
+        """Run a pass through this network and add the maps before the last activation of each stage.
+
+        Args:
+            run: runs the network, or what is left to run of it.
+            notes: what was noted in the parts that `run` leaves out; the new notes are added.
+
+        Raises:
+            ConfigError: these maps cannot be found.
+        """
+        boundaries = self.boundaries()
+        if not boundaries:
+            raise ConfigError(
+                "this method reads maps before activations, and a stage does not end with batch norm and activation;"
+                " choose networks of `coterie list nets`"
+            )
+        with noting(boundaries, notes):
+            output = run()
+        return replace(output, preactivations=tuple(boundary.read(notes) for boundary in boundaries))
 
     def trunk(self, images: Tensor, depth: int) -> list[Tensor]:
         """Run the stem and the first `depth` stages: the part that branch-based peers share.
@@ -112,8 +145,8 @@ class Tappable(Protocol):
     def stage_channels(self) -> tuple[int, ...]:
         """Channels of each stage's map; empty when unknown."""
 
-    def tap(self, images: Tensor, stage_maps: bool = False) -> PeerOutput:
-        """Map images `[B, C, H, W]` to logits, embedding and, on request, stage maps."""
+    def tap(self, images: Tensor, stage_maps: bool = False, preactivations: bool = False) -> PeerOutput:
+        """Map images `[B, C, H, W]` to logits, embedding and, on request, maps after stages and before activations."""
 
 
 class NetBuilder(Protocol):
@@ -138,6 +171,11 @@ class NetRegistry(Registry[NetBuilder]):
             find: maps the rest of a name to a builder, or raises `ConfigError`; called when a name is used.
         """
         self._sources[prefix] = find
+
+    @property
+    def sources(self) -> dict[str, Callable[[str], NetBuilder]]:
+        """What was added by `add_source`, by prefix."""
+        return dict(self._sources)
 
     def __getitem__(self, name: str) -> NetBuilder:
         """Return the builder, or raise `UnknownName` with the nearest known name."""

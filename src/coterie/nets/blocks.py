@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from coterie.core.errors import ConfigError
+from coterie.nets.boundaries import Boundary, last_norm
 
 
 def conv(in_channels: int, out_channels: int, size: int = 3, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
@@ -62,11 +62,17 @@ class Residual(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(*conv_norm(in_channels, out_channels, 1, stride))
+        self.relu = nn.ReLU(inplace=True)
         self.out_channels = out_channels
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to `[B, out_channels, H/stride, W/stride]`."""
-        return F.relu(self.body(maps) + self.shortcut(maps), inplace=True)
+        active: Tensor = self.relu(self.body(maps) + self.shortcut(maps))
+        return active
+
+    def ending(self) -> Boundary:
+        """The sum, whose batch norm is that of the body."""
+        return Boundary(inputs=(self.relu,), norm=last_norm(self.body))
 
 
 Block = Callable[[int, int, int], Residual]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coterie.nets.base import NETS, StagedNet, pooled
 from coterie.nets.blocks import conv, norm_relu_conv
+from coterie.nets.boundaries import Boundary, opening_of
 
 
 class DenseLayer(nn.Module):
@@ -33,6 +34,10 @@ class DenseLayer(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to `[B, in_channels + growth, H, W]`."""
         return torch.cat([maps, self.body(maps)], dim=1)
+
+    def opening(self) -> Boundary | None:
+        """What came in after the first batch norm."""
+        return opening_of(self.body)
 
 
 @NETS.register("densenet40_12")

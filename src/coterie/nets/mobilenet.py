@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coterie.nets.base import NETS, StagedNet, pooled
 from coterie.nets.blocks import conv_norm, depthwise_norm
+from coterie.nets.boundaries import Boundary, last_norm
 
 _LAST = 1280
 _GROUPS = (  # per stage: expansion, channels at width 1, blocks, stride of the first
@@ -46,6 +47,10 @@ class InvertedResidual(nn.Module):
         """Map `[B, in_channels, H, W]` to `[B, channels, H/stride, W/stride]`."""
         inner: Tensor = self.body(maps)
         return inner + maps if self.adds else inner
+
+    def ending(self) -> Boundary:
+        """The block's own map: no activation follows."""
+        return Boundary(norm=last_norm(self.body))
 
 
 @NETS.register("mobilenet_v2_05x")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from coterie.nets.base import NETS, StagedNet, pooled
 from coterie.nets.blocks import conv_norm_relu, depthwise_norm
+from coterie.nets.boundaries import Boundary, last_norm
 
 _STEM = 24
 _LAST = 1024
@@ -35,6 +36,10 @@ class ShuffleUnitV2(nn.Module):
         """Map `[B, channels, H, W]` to the same size."""
         by, through = maps.chunk(2, dim=1)
         return shuffled(torch.cat([by, self.body(through)], dim=1), 2)
+
+    def ending(self) -> Boundary:
+        """The half that passes by, active already, beside the other half before its ReLU."""
+        return Boundary(inputs=(self, self.body[-1]), join=_joined)
 
 
 class ShuffleDownV2(nn.Module):
@@ -76,6 +81,7 @@ class ShuffleUnitV1(nn.Module):
         self.groups = 1 if in_channels == _STEM else groups
         out = channels - in_channels if stride == 2 else channels
         width = out // 4
+        self.relu = nn.ReLU(inplace=True)
         self.reduce = nn.Sequential(*_grouped(in_channels, width, self.groups), nn.ReLU(inplace=True))
         self.expand = nn.Sequential(
             *depthwise_norm(width, stride), nn.ReLU(inplace=True), *_grouped(width, out, groups)
@@ -85,8 +91,15 @@ class ShuffleUnitV1(nn.Module):
         """Map `[B, in_channels, H, W]` to `[B, channels, H/stride, W/stride]`."""
         inner: Tensor = self.expand(shuffled(self.reduce(maps), self.groups))
         if self.stride == 2:
-            return F.relu(torch.cat([inner, F.avg_pool2d(maps, 3, stride=2, padding=1)], dim=1), inplace=True)
-        return F.relu(inner + maps, inplace=True)
+            inner = torch.cat([inner, F.avg_pool2d(maps, 3, stride=2, padding=1)], dim=1)
+        else:
+            inner = inner + maps
+        active: Tensor = self.relu(inner)
+        return active
+
+    def ending(self) -> Boundary:
+        """The sum, whose batch norm is that of the last convolution; at stride 2 half of it has none."""
+        return Boundary(inputs=(self.relu,), norm=last_norm(self.expand) if self.stride == 1 else None)
 
 
 def shuffled(maps: Tensor, groups: int) -> Tensor:
@@ -148,6 +161,10 @@ def _shufflenet_v2(widths: tuple[int, ...], num_classes: int, in_channels: int, 
         head=nn.Linear(_LAST, num_classes),
         stage_channels=widths,
     )
+
+
+def _joined(maps: Tensor, through: Tensor) -> Tensor:
+    return shuffled(torch.cat([maps.chunk(2, dim=1)[0], through], dim=1), 2)
 
 
 def _separable_v2(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:

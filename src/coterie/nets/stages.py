@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
-_Seen = list[tuple[str, tuple[int, ...]]]
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    """What a module gave: a square map, `[B, C, H, W]` or, as windowed attention keeps them, `[B, H, W, C]`."""
+
+    name: str
+    channels: int
+    side: int
+    channels_last: bool
+
+
+_Seen = list[_Map]
 
 
 def find_stages(net: nn.Module, image_shape: Sequence[int], names: Sequence[str] = ()) -> dict[str, int]:
     """Find the modules that end the stem and the stages of a convolutional network.
 
     A copy of the network without memory is run on an image of that shape. Of all maps of one size the last one ends a
-    stage; the first stage counts as the stem. Considered are the children of the network and, where such a child holds
-    maps of several sizes, its children in its place.
+    stage; the first stage counts as the stem, and a map larger than one before it ends none. Considered are the
+    children of the network and, where such a child holds maps of several sizes, its children in its place.
 
     Args:
         net: maps images `[B, C, H, W]` to logits.
-        image_shape: `[C, H, W]`.
+        image_shape: `[C, S, S]`.
         names: modules to consider instead, by dotted name.
 
     Returns:
         Dotted names and channels, in the order the modules run, as `TappedNet` takes them; empty where there are no
-        two sizes, as in a vision transformer, or where the network cannot be run so.
+        two sizes, as in a vision transformer, or where the network cannot be run so. A network that keeps channels
+        last may give a map as deep as it is wide; nothing tells its dimensions apart, and it ends no stage.
 
     Example:
         >>> parts = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1)
@@ -34,8 +48,10 @@ def find_stages(net: nn.Module, image_shape: Sequence[int], names: Sequence[str]
         {'1': 4, '3': 6}
     """
     twin = copy.deepcopy(net).to("meta").eval()
-    last = {size[2:]: (name, size[1]) for name, size in _outermost(_observe(twin, image_shape, names))}
-    return dict(last.values()) if len(last) > 1 else {}
+    last = {seen.side: seen for seen in _outermost(_told_apart(_observe(twin, image_shape, names)))}
+    smallest = list(accumulate(last, min))
+    ends = [end for end, side in zip(last.values(), smallest, strict=True) if end.side == side]
+    return {end.name: end.channels for end in ends} if len(ends) > 1 else {}
 
 
 def _observe(net: nn.Module, image_shape: Sequence[int], names: Sequence[str]) -> _Seen:
@@ -46,7 +62,7 @@ def _observe(net: nn.Module, image_shape: Sequence[int], names: Sequence[str]) -
     try:
         with torch.no_grad():
             net(torch.empty(1, *image_shape, device="meta"))
-    except (RuntimeError, ValueError, TypeError):
+    except (AssertionError, RuntimeError, ValueError, TypeError):
         return []
     return seen
 
@@ -60,19 +76,34 @@ def _children(net: nn.Module) -> list[str]:
 
 
 def _note(seen: _Seen, name: str, _layer: nn.Module, _inputs: object, output: object) -> None:
-    if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
-        seen.append((name, tuple(output.shape)))
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        return
+    _, second, third, fourth = output.shape
+    if third > 1 and third == fourth:
+        seen.append(_Map(name, second, third, channels_last=False))
+    elif third > 1 and third == second:
+        seen.append(_Map(name, fourth, third, channels_last=True))
+
+
+def _told_apart(seen: _Seen) -> _Seen:
+    """Leave out maps as deep as they are wide, if the network is known to keep some with channels last."""
+    doubtful = any(each.channels_last for each in seen)
+    return [each for each in seen if not (doubtful and each.channels == each.side)]
 
 
 def _outermost(seen: _Seen) -> _Seen:
     """Keep modules that hold maps of one size, and the children of those that hold several."""
-    sizes: dict[str, set[tuple[int, ...]]] = {}
-    for name, shape in seen:
-        sizes.setdefault(name.rpartition(".")[0], set()).add(shape[2:])
+    sizes: dict[str, set[int]] = {}
+    for each in seen:
+        sizes.setdefault(_parent(each.name), set()).add(each.side)
     opened = {name for name, found in sizes.items() if name and len(found) > 1}
-    given = {name for name, _ in seen}
+    given = {each.name for each in seen}
     return [
-        (name, shape)
-        for name, shape in seen
-        if name not in opened and (name.rpartition(".")[0] in opened or name.rpartition(".")[0] not in given)
+        each
+        for each in seen
+        if each.name not in opened and (_parent(each.name) in opened or _parent(each.name) not in given)
     ]
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]

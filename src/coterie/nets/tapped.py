@@ -21,7 +21,8 @@ class TappedNet(nn.Module):
         net: maps images `[B, C, H, W]` to logits `[B, K]`.
         head: dotted name of the linear layer that gives the logits; by default the last linear layer that is found.
         stages: dotted names of the modules whose outputs are the map after the stem and after each stage, with the
-            channels of each; see `find_stages`. Without them the peer cannot serve methods that read stage maps.
+            channels of each; see `find_stages`. Without them the peer cannot serve methods that read stage maps. Maps
+            `[B, H, W, C]` are handed on as `[B, C, H, W]`.
 
     Attributes:
         net: the module, unchanged.
@@ -71,19 +72,19 @@ class TappedNet(nn.Module):
         logits: Tensor = self.net(images)
         return logits
 
-    def tap(self, images: Tensor, stage_maps: bool = False) -> PeerOutput:
+    def tap(self, images: Tensor, stage_maps: bool = False, preactivations: bool = False) -> PeerOutput:
         """Map images `[B, C, H, W]` to logits, embedding and, on request, stage maps.
 
         Args:
             images: `[B, C, H, W]`.
             stage_maps: whether the output carries the maps of the named stages.
+            preactivations: not to be had from a module that is not known.
 
         Raises:
-            ConfigError: stage maps were asked for and no stages are named, or a tapped layer did not run once on what
-                it must receive.
+            ConfigError: stage maps were asked for and no stages are named, maps before activations were asked for, or
+                a tapped layer did not run once on what it must receive.
         """
-        if stage_maps and not self._stages:
-            raise ConfigError("this method reads stage maps; build the network as a coterie.StagedNet")
+        self._check_asked(stage_maps, preactivations)
         seen: list[Tensor] = []
         maps: dict[str, Tensor] = {}
         logits = self._watched(images, seen, maps if stage_maps else None)
@@ -92,7 +93,13 @@ class TappedNet(nn.Module):
                 f"layer {self.head_name!r} ran {len(seen)} times in a forward pass and must once receive [B, D]"
                 " in a network that returns [B, K]; name the classifier with `head`"
             )
-        return PeerOutput(logits=logits, embedding=seen[0], stages=tuple(maps[name] for name in self._stages if maps))
+        stages = tuple(_channels_first(maps[name], channels) for name, channels in self._stages.items() if maps)
+        return PeerOutput(logits=logits, embedding=seen[0], stages=stages)
+
+    def _check_asked(self, stage_maps: bool, preactivations: bool) -> None:
+        if preactivations or (stage_maps and not self._stages):
+            maps = "maps before activations" if preactivations else "stage maps"
+            raise ConfigError(f"this method reads {maps}; build the network as a coterie.StagedNet")
 
     def _watched(self, images: Tensor, seen: list[Tensor], maps: dict[str, Tensor] | None) -> object:
         """Run the network; note what the head receives and, in `maps`, what the stages give."""
@@ -121,9 +128,19 @@ def find_head(net: nn.Module) -> str:
     return str(names[-1])
 
 
+def plain(net: nn.Module) -> nn.Module:
+    """The network itself, without the taps around it."""
+    return net.net if isinstance(net, TappedNet) else net
+
+
 def as_tappable(net: nn.Module, head: str | None = None) -> nn.Module:
     """Return a network that a cohort can tap: staged networks as they are, others wrapped in `TappedNet`."""
     return net if hasattr(net, "tap") and head is None else TappedNet(net, head)
+
+
+def _channels_first(maps: Tensor, channels: int) -> Tensor:
+    """Maps `[B, C, H, W]`, also where a layer gives `[B, H, W, C]`; a view."""
+    return maps if maps.shape[1] == channels else maps.permute(0, 3, 1, 2)
 
 
 def _keep(maps: dict[str, Tensor], name: str, _layer: nn.Module, _inputs: object, output: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from coterie.nets.base import NETS, StagedNet, pooled
 from coterie.nets.blocks import conv, kaiming_fan_out
+from coterie.nets.boundaries import Boundary
 
 _STEM = 16
 
@@ -31,6 +32,7 @@ class WideBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
+        self.relu = nn.ReLU(inplace=True)
         self.conv1 = conv(in_channels, width, 3, stride)
         self.norm2 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width)
@@ -38,10 +40,14 @@ class WideBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map `[B, in_channels, H, W]` to `[B, width, H/stride, W/stride]`."""
-        active = F.relu(self.norm1(maps), inplace=True)
+        active = self.relu(self.norm1(maps))
         kept: Tensor = maps if self.shortcut is None else self.shortcut(active)
         inner = F.relu(self.norm2(self.conv1(active)), inplace=True)
         return kept.add(self.conv2(inner))
+
+    def opening(self) -> Boundary:
+        """What came in after the first batch norm."""
+        return Boundary(inputs=(self.relu,), norm=self.norm1)
 
 
 @NETS.register("wrn_16_1")

@@ -24,11 +24,26 @@ class RunRows:
         train: figures of training batches.
         validation: scores on the validation split, one row per evaluated epoch.
         diagnostics: diversity and shares of terms, one row per epoch.
+        cohort: who takes part from an epoch on; empty where the cohort stays the same.
     """
 
     train: list[Row] = field(default_factory=list)
     validation: list[Row] = field(default_factory=list)
     diagnostics: list[Row] = field(default_factory=list)
+    cohort: list[Row] = field(default_factory=list)
+
+    def peers_in(self, epoch: int, count: int) -> list[int]:
+        """Numbers of the `count` peers that took part in an epoch, counted from 0."""
+        known = [list(row["peers"]) for row in self.cohort if row["epoch"] <= epoch]
+        return known[-1] if known else list(range(count))
+
+    def by_peer(self, rows: Sequence[Row], key: str) -> dict[int, list[tuple[Row, Any]]]:
+        """Rows and what they say of each peer under a key, by number of the peer."""
+        found: dict[int, list[tuple[Row, Any]]] = {}
+        for row in rows:
+            for peer, value in zip(self.peers_in(row["epoch"], len(row[key])), row[key], strict=True):
+                found.setdefault(peer, []).append((row, value))
+        return dict(sorted(found.items()))
 
     @property
     def alarms(self) -> list[str]:
@@ -72,8 +87,8 @@ def cohort_page(rows: RunRows, path: Path) -> None:
     _accuracies(panels[0][1], rows)
     _shares(panels[0][2], rows.diagnostics)
     _diversity(panels[1][0], rows.diagnostics)
-    _matrix(panels[1][1], rows.diagnostics, "agreement", "share of equal answers, last epoch")
-    _matrix(panels[1][2], rows.diagnostics, "similarity", "CKA of embeddings, last epoch")
+    _matrix(panels[1][1], rows, "agreement", "share of equal answers, last epoch")
+    _matrix(panels[1][2], rows, "similarity", "CKA of embeddings, last epoch")
     try:
         figure.savefig(path, format="png", metadata={"Software": "coterie"})
     except OSError as error:
@@ -81,27 +96,29 @@ def cohort_page(rows: RunRows, path: Path) -> None:
 
 
 def _losses(axes: Axes, rows: Sequence[Row]) -> None:
-    for name in rows[-1]["terms"]:
-        axes.plot([row["step"] for row in rows], [row["terms"][name] for row in rows], label=name, linewidth=1.2)
+    for name in dict.fromkeys(name for row in rows for name in row["terms"]):
+        seen = [row for row in rows if name in row["terms"]]
+        axes.plot([row["step"] for row in seen], [row["terms"][name] for row in seen], label=name, linewidth=1.2)
     _finish(axes, "terms of the loss, unweighted", "batch")
 
 
 def _accuracies(axes: Axes, rows: RunRows) -> None:
     if rows.validation:
         epochs = [row["epoch"] + 1 for row in rows.validation]
-        for peer in range(len(rows.validation[-1]["peers"])):
-            axes.plot(epochs, [row["peers"][peer]["top1"] for row in rows.validation], label=f"peer {peer}")
+        for peer, points in rows.by_peer(rows.validation, "peers").items():
+            axes.plot([r["epoch"] + 1 for r, _ in points], [score["top1"] for _, score in points], label=f"peer {peer}")
         axes.plot(epochs, [row["ensemble"]["top1"] for row in rows.validation], label="ensemble", color="black")
         _finish(axes, "validation: top-1 in %", "epoch")
         return
-    for peer in range(len(rows.train[-1]["accuracy"])):
-        axes.plot([r["step"] for r in rows.train], [r["accuracy"][peer] for r in rows.train], label=f"peer {peer}")
+    for peer, points in rows.by_peer(rows.train, "accuracy").items():
+        axes.plot([row["step"] for row, _ in points], [top1 for _, top1 in points], label=f"peer {peer}")
     _finish(axes, "training: top-1 in %", "batch")
 
 
 def _shares(axes: Axes, rows: Sequence[Row]) -> None:
-    for name in rows[-1]["gradient_share"] if rows else ():
-        axes.plot([r["epoch"] + 1 for r in rows], [100 * r["gradient_share"][name] for r in rows], label=name)
+    for name in dict.fromkeys(name for row in rows for name in row["gradient_share"]):
+        seen = [row for row in rows if name in row["gradient_share"]]
+        axes.plot([r["epoch"] + 1 for r in seen], [100 * r["gradient_share"][name] for r in seen], label=name)
     _finish(axes, "share of each term in the gradient, %", "epoch")
 
 
@@ -117,14 +134,16 @@ def _mean_pair(matrix: Sequence[Sequence[float]]) -> float:
     return sum(pairs) / len(pairs) if pairs else 0.0
 
 
-def _matrix(axes: Axes, rows: Sequence[Row], key: str, title: str) -> None:
+def _matrix(axes: Axes, rows: RunRows, key: str, title: str) -> None:
     axes.set_title(title, fontsize=9, loc="left")
-    if not rows:
+    if not rows.diagnostics:
         return
-    matrix = rows[-1][key]
+    last = rows.diagnostics[-1]
+    matrix = last[key]
+    names = [f"peer {m}" for m in rows.peers_in(last["epoch"], len(matrix))]
     axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(len(matrix)), [f"peer {m}" for m in range(len(matrix))], fontsize=8)
-    axes.set_yticks(range(len(matrix)), [f"peer {m}" for m in range(len(matrix))], fontsize=8)
+    axes.set_xticks(range(len(matrix)), names, fontsize=8)
+    axes.set_yticks(range(len(matrix)), names, fontsize=8)
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
