@@ -111,12 +111,17 @@ def adopt_optimizer(
     """
     shapes = {name: parameter.shape for parameter, name in names.items()}
     kept: Tensors = {}
-    for now, then in renamed.items():
-        found = {key: tensors[f"{then}/{key}"] for key in _KEYS if f"{then}/{key}" in tensors}
-        if now in shapes and all(tensor.shape == shapes[now] for key, tensor in found.items() if key != "step"):
-            kept |= {f"{now}/{key}": tensor for key, tensor in found.items()}
+    for now in renamed.keys() & shapes.keys():
+        kept |= _fitting(tensors, renamed[now], now, shapes[now])
     state = _restored_state(optimizer, names, kept)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _fitting(tensors: Mapping[str, Tensor], then: str, now: str, shape: torch.Size) -> Tensors:
+    """State of one parameter under its name now; nothing when the parameter had another shape."""
+    found = {key: tensors[f"{then}/{key}"] for key in _KEYS if f"{then}/{key}" in tensors}
+    same = all(found[key].shape == shape for key in found.keys() - {"step"})
+    return {f"{now}/{key}": tensor for key, tensor in found.items()} if same else {}
 
 
 def by_owner(tensors: Mapping[str, Tensor], suffix: str = ".optim") -> dict[str, Tensors]:

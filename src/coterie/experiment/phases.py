@@ -104,7 +104,7 @@ def adopt_rest(run: Run, peers: Sequence[int], snapshot: Snapshot, before: Seque
     """
     cohort, method = run.objective.cohort, run.objective.method
     places = {place: before.index(peer) for place, peer in enumerate(peers) if peer in before}
-    names = dict(_old_names(method, places, len(peers), len(before)))
+    names = dict(_old_names(method, places, len(peers)))
     _fill(method.state_dict(), names, snapshot.section("method"))
     for key, memory in method.memories.items():
         rows = snapshot.section("memory").get(f"{key}/rows")
@@ -135,13 +135,9 @@ def _check(recipe: Recipe, joins: Sequence[int], ends: Sequence[int]) -> None:
             )
 
 
-def _old_names(method: Method, places: Mapping[int, int], now: int, before: int) -> Iterator[tuple[str, str]]:
+def _old_names(method: Method, places: Mapping[int, int], now: int) -> Iterator[tuple[str, str]]:
     """New and old name of every tensor of a method that can be carried over."""
-    lists = {
-        path: len(module) // now
-        for path, module in method.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and len(module) % now == 0
-    }
+    lists = {path: len(module) // now for path, module in method.named_modules() if _is_per_peer(module, now)}
     for name in method.state_dict():
         owner = next((path for path in lists if name.startswith(f"{path}.")), None)
         if owner is None:
@@ -151,6 +147,10 @@ def _old_names(method: Method, places: Mapping[int, int], now: int, before: int)
         place, part = divmod(int(number), lists[owner])
         if place in places:
             yield name, f"{owner}.{places[place] * lists[owner] + part}.{rest}"
+
+
+def _is_per_peer(module: nn.Module, peers: int) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) > 0 and len(module) % peers == 0
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,37 +97,44 @@ def cohort_page(rows: RunRows, path: Path) -> None:
 
 
 def _losses(axes: Axes, rows: Sequence[Row]) -> None:
-    for name in dict.fromkeys(name for row in rows for name in row["terms"]):
-        seen = [row for row in rows if name in row["terms"]]
-        axes.plot([row["step"] for row in seen], [row["terms"][name] for row in seen], label=name, linewidth=1.2)
+    for name in _names(rows, "terms"):
+        _plot(axes, [(row["step"], row["terms"][name]) for row in rows if name in row["terms"]], name)
     _finish(axes, "terms of the loss, unweighted", "batch")
 
 
 def _accuracies(axes: Axes, rows: RunRows) -> None:
-    if rows.validation:
-        epochs = [row["epoch"] + 1 for row in rows.validation]
-        for peer, points in rows.by_peer(rows.validation, "peers").items():
-            axes.plot([r["epoch"] + 1 for r, _ in points], [score["top1"] for _, score in points], label=f"peer {peer}")
-        axes.plot(epochs, [row["ensemble"]["top1"] for row in rows.validation], label="ensemble", color="black")
-        _finish(axes, "validation: top-1 in %", "epoch")
+    if not rows.validation:
+        for peer, points in rows.by_peer(rows.train, "accuracy").items():
+            _plot(axes, [(row["step"], top1) for row, top1 in points], f"peer {peer}")
+        _finish(axes, "training: top-1 in %", "batch")
         return
-    for peer, points in rows.by_peer(rows.train, "accuracy").items():
-        axes.plot([row["step"] for row, _ in points], [top1 for _, top1 in points], label=f"peer {peer}")
-    _finish(axes, "training: top-1 in %", "batch")
+    for peer, points in rows.by_peer(rows.validation, "peers").items():
+        _plot(axes, [(row["epoch"] + 1, scores["top1"]) for row, scores in points], f"peer {peer}")
+    _plot(axes, [(row["epoch"] + 1, row["ensemble"]["top1"]) for row in rows.validation], "ensemble", color="black")
+    _finish(axes, "validation: top-1 in %", "epoch")
 
 
 def _shares(axes: Axes, rows: Sequence[Row]) -> None:
-    for name in dict.fromkeys(name for row in rows for name in row["gradient_share"]):
-        seen = [row for row in rows if name in row["gradient_share"]]
-        axes.plot([r["epoch"] + 1 for r in seen], [100 * r["gradient_share"][name] for r in seen], label=name)
+    key = "gradient_share"
+    for name in _names(rows, key):
+        _plot(axes, [(row["epoch"] + 1, 100 * row[key][name]) for row in rows if name in row[key]], name)
     _finish(axes, "share of each term in the gradient, %", "epoch")
 
 
 def _diversity(axes: Axes, rows: Sequence[Row]) -> None:
-    epochs = [row["epoch"] + 1 for row in rows]
     for key, label in (("agreement", "equal answers"), ("similarity", "CKA"), ("divergence", "KL in nats")):
-        axes.plot(epochs, [_mean_pair(row[key]) for row in rows], label=label)
+        _plot(axes, [(row["epoch"] + 1, _mean_pair(row[key])) for row in rows], label)
     _finish(axes, "diversity: mean over pairs of peers", "epoch")
+
+
+def _names(rows: Sequence[Row], key: str) -> list[str]:
+    """Names under a key of any of the rows, in the order they come up."""
+    return list(dict.fromkeys(chain.from_iterable(row[key] for row in rows)))
+
+
+def _plot(axes: Axes, points: Sequence[tuple[float, float]], label: str, color: str | None = None) -> None:
+    xs, ys = zip(*points, strict=True) if points else ((), ())
+    axes.plot(xs, ys, label=label, linewidth=1.2, color=color)
 
 
 def _mean_pair(matrix: Sequence[Sequence[float]]) -> float:
