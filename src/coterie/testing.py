@@ -94,7 +94,9 @@ class Scene:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def outer(self, optimizer: torch.optim.Optimizer) -> Outer:
-        """What an outer step after the last step works with."""
+        """What an outer step after the last step works with; as in the loop, outer parameters have no gradient then."""
+        for parameter in self.method.outer_parameters():
+            parameter.grad = None
         return Outer(
             batch=self.taught, cohort=self.cohort, forward=lambda batch: self.cohort(batch.views), optimizer=optimizer
         )
