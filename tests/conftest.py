@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from coterie.core.plugins import load_plugins
 
@@ -19,3 +20,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     load_plugins(config.getoption("--plugin"))
+    settings.register_profile("suite", derandomize=True, deadline=None)
+    settings.load_profile("suite")

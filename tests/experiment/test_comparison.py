@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -153,14 +155,26 @@ def test_going_on_with_other_jobs_trains_nothing_again(recipes: tuple[str, str])
 def test_runs_stop_politely_when_the_comparison_is_killed(recipes: tuple[str, str]) -> None:
     settings = [word for word in DATA if not word.startswith("epochs")]
     command = [sys.executable, "-m", "coterie", "compare", *recipes, *settings, "epochs=100000", "--jobs", "2"]
-    process = subprocess.Popen([*command, "--out", "out"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen([*command, "--out", "out"], **silent)
     folders = [Path("out/alone/seed-0"), Path("out/dml/seed-0")]
     try:
         wait_until(lambda: all((folder / "metrics.jsonl").exists() for folder in folders))
-    finally:
         process.kill()
         process.wait()
-    wait_until(lambda: all(state_of(folder) == "preempted" for folder in folders))
+        wait_until(lambda: all(state_of(folder) == "preempted" for folder in folders))
+        wait_until(lambda: not group_exists(process.pid))
+    finally:
+        if group_exists(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def group_exists(leader: int) -> bool:
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_until(done: Callable[[], bool], seconds: float = 60) -> None:

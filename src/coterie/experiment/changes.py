@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 
-from coterie.core.errors import CheckpointError
+from coterie.config import resolve, to_toml
+from coterie.core.errors import CheckpointError, ConfigError
 from coterie.core.files import JsonValue
 
 MAY_CHANGE = frozenset(
@@ -27,10 +28,12 @@ MAY_CHANGE = frozenset(
 def differences(before: str, now: str) -> dict[str, tuple[object, object]]:
     """Compare two recipes, each in full as TOML text.
 
+    A key that a text of an earlier version does not have counts as its default, which did what that version did.
+
     Returns:
         Dotted key to the values before and now, for every key whose values differ.
     """
-    old, new = _flat(tomllib.loads(before)), _flat(tomllib.loads(now))
+    old, new = _flat(_in_full(before)), _flat(_in_full(now))
     return {
         key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
     }
@@ -59,6 +62,14 @@ def _check_recipe(before: str, now: str) -> None:
     if changed:
         listed = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changed.items())
         raise CheckpointError(f"the run was begun with another recipe ({listed}); resume without these changes")
+
+
+def _in_full(text: str) -> dict[str, object]:
+    written = tomllib.loads(text)
+    try:
+        return tomllib.loads(to_toml(resolve(written)))
+    except ConfigError:  # a method that is not loaded, a key that is gone: compared as written
+        return written
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:

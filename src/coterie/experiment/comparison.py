@@ -156,12 +156,19 @@ def _finish(tasks: Sequence[_Task], jobs: int) -> Iterator[_Outcome]:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=stop_with, initargs=(os.getpid(),)) as pool:
-        futures = [pool.submit(_train, task) for task in tasks]
+        futures = [pool.submit(_train_for, os.getpid(), task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _train_for(parent: int, task: _Task) -> _Outcome:
+    outcome = _train(task)
+    if os.getppid() != parent:
+        os._exit(outcome.exit_code)  # nobody is left to read the outcome; the pool would wait for ever
+    return outcome
 
 
 def _train(task: _Task) -> _Outcome:
