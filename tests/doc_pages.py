@@ -76,8 +76,9 @@ def resolve(verb: str, arguments: dict[str, object]) -> None:
     from coterie.nets import NETS
 
     plugins = arguments.get("plugin", ())
-    if arguments.get("recipe"):
-        recipe = open_recipe(arguments["recipe"], arguments.get("settings", ()), plugins)
+    named = arguments.get("recipe") or (verb == "fewshot" and arguments["run"])
+    if named and named != "RUN":
+        recipe = open_recipe(named, arguments.get("settings", ()), plugins)
         known = {*NETS, *(f"{source}/resnet18" for source in NETS.sources)}
         assert recipe.data.name in DATA and known.issuperset(net_names(recipe))
     if verb == "compare":

@@ -37,6 +37,7 @@ from coterie.engine import (
 from coterie.experiment import Experiment
 from coterie.experiment.build import build_method, build_nets, views_for
 from coterie.nets import NETS
+from toy_classes import toy_classes
 
 BATCHES = 5  # of an epoch
 EPOCHS = 2
@@ -51,6 +52,7 @@ _BASE = {
 METHOD_KNOBS = {
     "mcl_okd": {"num_negatives": 16, "embedding_dim": 8},
     **{name: {"initial_epochs": 1} for name in ("ab", "fsp", "ft")},
+    **{name: {"ways": 3, "queries": 2, "episodes": BATCHES} for name in ("prototypes", "matching")},
 }
 """Knobs that a method needs to fit 43 images and two epochs."""
 
@@ -64,7 +66,9 @@ def settings_of(method: str) -> list[str]:
 
 def tiny(method: str = "independent", **settings: object) -> Recipe:
     """A tiny recipe; settings are dotted names with `__` for the dot, such as `optim__lr=0.1`."""
-    tree: dict[str, Any] = {**_BASE, "method": {"name": method, **METHOD_KNOBS.get(method, {})}}
+    data = {**_BASE["data"], "name": toy_classes.__name__} if method in ("prototypes", "matching") else _BASE["data"]
+    tree: dict[str, Any] = {**_BASE, "data": data, "method": {"name": method, **METHOD_KNOBS.get(method, {})}}
+    tree["fewshot"] = {"ways": 3, "queries": 3, "episodes": 5}
     return resolve(tree, [f"{key.replace('__', '.')}={_text(value)}" for key, value in settings.items()])
 
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import coterie.methods  # noqa: F401 (registers them)
 from coterie.cohort import Cohort, Teachers
 from coterie.cohort.facts import facts_of
-from coterie.core import METHODS, Batch, CoterieError, Facts, Method, Needs, Outer, PeerOutput, Terms
+from coterie.core import METHODS, Batch, CoterieError, Episode, Facts, Method, Needs, Outer, PeerOutput, Terms
 from coterie.engine import Objective
 from coterie.nets.base import StagedNet, pooled
 
@@ -140,25 +140,29 @@ def make_scene(
             channels on a peer has a third stage.
         shared: stages that all peers share, or as many as the method needs where these are more.
         frozen: peers that are not trained.
-        labels: `[B]` classes of the batch below 4; such that each occurs as often as the method needs when empty.
+        labels: `[B]` classes of the batch below 4; such that each occurs as often as the method needs, or an episode,
+            when empty.
         precision: `float32`, or `bfloat16` for autocast.
         seed: of weights, images and the method's draws.
     """
-    torch.manual_seed(seed)
     kind = METHODS[name]
+    config = kind.Config() if config is None else config
     widths = list(widths) or [6] * max(3, kind.needs.min_peers)
+    episode = _episode(kind, config, len(widths))
+    classes = episode.ways if episode else _NUM_CLASSES
+    torch.manual_seed(seed)
     shared = max(shared, kind.needs.shared_stages)
-    cohort = Cohort([_tiny_net(width) for width in widths], shared=shared, frozen=frozen).train()
+    cohort = Cohort([_tiny_net(width, classes) for width in widths], shared=shared, frozen=frozen).train()
     teacher_width = widths[cohort.leader] if kind.needs.equal_channels else 8
-    teachers = Teachers([_tiny_net(teacher_width)] if kind.needs.teacher else [])
-    method = kind(kind.Config() if config is None else config, _facts(cohort, teachers, seed))
+    teachers = Teachers([_tiny_net(teacher_width, classes)] if kind.needs.teacher else [])
+    method = kind(config, _facts(cohort, teachers, seed, episode))
     needs = method.requirements()
     cohort.stage_maps, cohort.rescale, cohort.peer_views = needs.stage_maps, needs.rescale_branches, needs.peer_views
     cohort.preactivations = teachers.preactivations = needs.preactivations
     teachers.stage_maps = needs.stage_maps
     method.attach(cohort)
     views = len(cohort) if needs.views == "per_peer" else needs.views
-    batch = _make_batch(views, list(labels), needs.samples_per_class)
+    batch = _make_batch(views, list(labels) or _labels_for(needs), classes)
     return Scene(method=method, cohort=cohort, batch=batch, teachers=teachers, precision=precision)
 
 
@@ -208,7 +212,10 @@ def check_layouts(name: str, config: Method.Config | None = None) -> None:
     for widths, shared in _layouts(make_scene(name, config).method.requirements()):
         scene = make_scene(name, config, widths=widths, shared=shared)
         scene.terms().total().backward()  # type: ignore[no-untyped-call]
+        episodic = scene.method.requirements().episode is not None  # may leave the classifiers alone
         for key, parameter in scene.cohort.named_parameters():
+            if episodic and ".head." in key:
+                continue
             fine = parameter.grad is not None and bool(parameter.grad.isfinite().all())
             _require(fine, name, f"widths {widths}, {shared} shared stages: no finite gradient for {key}")
 
@@ -279,7 +286,8 @@ def check_no_waiting(name: str, config: Method.Config | None = None) -> None:
 
 def check_lone_labels(name: str, config: Method.Config | None = None) -> None:
     """A batch in which no label occurs twice, and one with a single label, give finite losses and gradients."""
-    for labels in ([0, 1, 2, 3], [2] * 4):
+    episodic = make_scene(name, config).method.requirements().episode is not None  # has no such batches
+    for labels in () if episodic else ([0, 1, 2, 3], [2] * 4):
         scene = make_scene(name, config, labels=labels)
         total = scene.terms().total()
         total.backward()  # type: ignore[no-untyped-call]
@@ -291,7 +299,7 @@ def check_words(name: str, config: Method.Config | None = None) -> None:
     """The ensemble is `[B, K]`, the description is words, and the class and its losses say what they do."""
     scene = make_scene(name, config)
     ensemble = scene.method.ensemble(scene.cohort(scene.batch.views))
-    fits = ensemble.shape == (scene.batch.size, _NUM_CLASSES)
+    fits = ensemble.shape == (scene.batch.size, scene.cohort.num_classes)
     _require(fits, name, f"the ensemble has shape {tuple(ensemble.shape)}")
     lines = scene.method.describe()
     _require(all(isinstance(part, str) for line in lines.items() for part in line), name, "describe() is not words")
@@ -323,7 +331,7 @@ def _layouts(needs: Needs) -> Iterator[tuple[list[int], int]]:
         yield [4 + 2 * m for m in range(peers)], 0
 
 
-def _tiny_net(width: int) -> StagedNet:
+def _tiny_net(width: int, classes: int) -> StagedNet:
     num_stages = 3 if width >= 8 else 2
 
     def block(channels: int, stride: int) -> nn.Module:
@@ -333,19 +341,20 @@ def _tiny_net(width: int) -> StagedNet:
         stem=block(3, 1),
         stages=[block(width, 2) for _ in range(num_stages)],
         neck=pooled(),
-        head=nn.Linear(width, _NUM_CLASSES),
+        head=nn.Linear(width, classes),
         stage_channels=(width,) * num_stages,
     )
 
 
-def _facts(cohort: Cohort, teachers: Teachers, seed: int) -> Facts:
+def _facts(cohort: Cohort, teachers: Teachers, seed: int, episode: Episode | None = None) -> Facts:
     shape = 3, _IMAGE_SIZE, _IMAGE_SIZE
+    images = _NUM_TRAIN if episode is None else 2 * episode.images
     return Facts(
         num_peers=len(cohort),
         leader=cohort.leader,
-        num_classes=_NUM_CLASSES,
+        num_classes=cohort.num_classes,
         embedding_dims=cohort.embedding_dims,
-        labels=torch.arange(_NUM_TRAIN) % _NUM_CLASSES,
+        labels=torch.arange(images) % cohort.num_classes,
         num_epochs=100,
         seed=seed,
         stage_channels=tuple(net.stage_channels for net in cohort),
@@ -356,9 +365,8 @@ def _facts(cohort: Cohort, teachers: Teachers, seed: int) -> Facts:
     )
 
 
-def _make_batch(views: int, labels: list[int], samples_per_class: int) -> Batch:
-    labels = labels or _repeated_labels(samples_per_class or 2)
-    rows = [label + _NUM_CLASSES * (2 * labels[:b].count(label) + 1) for b, label in enumerate(labels)]
+def _make_batch(views: int, labels: list[int], classes: int) -> Batch:
+    rows = [label + classes * (2 * labels[:b].count(label) + 1) for b, label in enumerate(labels)]
     images = torch.randn(views, len(labels), 3, _IMAGE_SIZE, _IMAGE_SIZE)
     zero = torch.zeros((), dtype=torch.int64)
     return Batch(views=images, labels=torch.tensor(labels), indices=torch.tensor(rows), epoch=zero, step=zero.clone())
@@ -366,6 +374,21 @@ def _make_batch(views: int, labels: list[int], samples_per_class: int) -> Batch:
 
 def _repeated_labels(repeats: int) -> list[int]:
     return [k for k in range(max(1, min(_NUM_CLASSES, _BATCH_SIZE // repeats))) for _ in range(repeats)]
+
+
+def _labels_for(needs: Needs) -> list[int]:
+    """Labels of an episode, or as many of each class as a method needs in a batch."""
+    if needs.episode is None:
+        return _repeated_labels(needs.samples_per_class or 2)
+    return [k for k in range(needs.episode.ways) for _ in range(needs.episode.per_class)]
+
+
+def _episode(kind: type[Method], config: Method.Config, peers: int) -> Episode | None:
+    """What a method's episodes are made of, which its configuration says; None for other methods."""
+    if kind.needs.episode is None:
+        return None
+    cohort = Cohort([_tiny_net(6, _NUM_CLASSES) for _ in range(peers)])
+    return kind(config, _facts(cohort, Teachers(()), 0)).requirements().episode
 
 
 def _as_leaves(peer: PeerOutput) -> PeerOutput:

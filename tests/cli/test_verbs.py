@@ -106,8 +106,8 @@ def test_check_prints_a_plan_and_takes_no_step(
     built: list[Experiment] = []
     build = Experiment.build
 
-    def noting(self: Experiment) -> object:
-        self.parts = build(self)  # type: ignore[attr-defined]
+    def noting(self: Experiment, *given: object) -> object:
+        self.parts = build(self, *given)  # type: ignore[attr-defined]
         self.before = [p.clone() for p in self.parts.cohort.state_dict().values()]  # type: ignore[attr-defined]
         built.append(self)
         return self.parts  # type: ignore[attr-defined]

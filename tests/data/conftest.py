@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,104 @@ def cifar_folder(tmp_path: Path) -> Path:
     write(root / "cifar-10-batches-py" / "test_batch", 20, labels=10)
     for name in ("train", "test"):
         write(root / "cifar-100-python" / name, 200, fine_labels=100, coarse_labels=20)
+    fine = {"train": range(12), "val": range(20, 23), "test": range(30, 35)}
+    coarse = {"train": range(3), "val": range(4, 5), "test": range(7, 4, -2)}
+    lists = root / "cifar-100-splits"
+    for name in fine:
+        write_json(lists / "cifar-fs" / f"{name}.json", [[str(label % 20), str(label)] for label in fine[name]])
+        write_json(lists / "fc100" / f"{name}.json", [str(label) for label in coarse[name]])
     return root
+
+
+def write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def omniglot(tmp_path: Path) -> Path:
+    """Five characters of three alphabets, four 35 x 35 drawings each; 8 classes to train on, 4 and 4 kept."""
+    root = tmp_path / "letters"
+    draw = np.random.default_rng(7)
+    parts = {
+        "train": ["Greek/character01", "Greek/character02"],
+        "val": ["Latin_(old)/character01"],
+        "test": ["N_Ko/character01"],
+    }
+    for name in [*(name for names in parts.values() for name in names), "N_Ko/character02"]:
+        half = "images_evaluation" if name.startswith("N_Ko") else "images_background"
+        (root / "omniglot-py" / half / name).mkdir(parents=True)
+        for number in range(1, 5):
+            ink = Image.fromarray(draw.integers(0, 256, (35, 35), dtype=np.uint8)).convert("1")
+            ink.save(root / "omniglot-py" / half / name / f"0001_{number:02}.png")
+    lists = root / "omniglot-splits" / "vinyals"
+    lists.mkdir(parents=True)
+    for part, names in parts.items():
+        lines = [f"{name}/rot{turn:03}\n" for name in names for turn in (0, 90, 180, 270)]
+        (lists / f"{part}.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture
+def mini_imagenet(tmp_path: Path) -> Path:
+    """Images and lists as of miniImageNet: 3, 2 and 2 classes, three images of 20 x 16 each."""
+    root = tmp_path / "mini" / "mini-imagenet"
+    (root / "images").mkdir(parents=True)
+    for base, (part, count) in enumerate((("train", 3), ("val", 2), ("test", 2))):
+        rows = [(f"n{base}{label}000{number}.jpg", f"n{base}{label}") for label in range(count) for number in range(3)]
+        for number, (name, _) in enumerate(rows):
+            _photo(100 * base + number, (20, 16)).save(root / "images" / name)
+        (root / f"{part}.csv").write_text("filename,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+    return root
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    """Seven folders of three 16 x 16 images, one of them a folder in a folder, with `split.json` of six."""
+    root = tmp_path / "birds"
+    names = ["crow", "gulls/black headed", "finch", "owl", "robin", "swan", "unused"]
+    for label, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for number in range(3):
+            _photo(10 * label + number, (16, 16)).save(root / name / f"{number}.png")
+    write_json(root / "split.json", {"train": names[:2], "val": names[2:4], "test": names[4:6]})
+    return root
+
+
+@pytest.fixture
+def tiny_classes(tmp_path: Path) -> Path:
+    """Tiny-ImageNet's training images of nine of ten listed classes, three of 16 x 16 each."""
+    root = tmp_path / "ten" / "tiny-imagenet-200"
+    ids = [f"n{number:02}" for number in range(10)]
+    for label, name in enumerate(ids):
+        if name != "n01":
+            (root / "train" / name / "images").mkdir(parents=True)
+            for number in range(3):
+                _photo(10 * label + number, (16, 16)).save(root / "train" / name / "images" / f"{number}.JPEG")
+    (root / "wnids.txt").write_text("\n".join(reversed(ids)) + "\n")
+    return root
+
+
+@pytest.fixture
+def roots(
+    image_folder: Path,
+    cifar_folder: Path,
+    tiny_imagenet: Path,
+    omniglot: Path,
+    mini_imagenet: Path,
+    class_folder: Path,
+    tiny_classes: Path,
+) -> dict[str, Path]:
+    """What `data.root` is of data sets that need another one than `cifar_folder`, which is under the name `""`."""
+    return {
+        "": cifar_folder,
+        "folder": image_folder,
+        "tiny_imagenet": tiny_imagenet,
+        "omniglot": omniglot,
+        "mini_imagenet": mini_imagenet,
+        "folder_classes": class_folder,
+        "tiny_imagenet_classes": tiny_classes,
+    }
 
 
 @pytest.fixture

@@ -26,18 +26,22 @@ from coterie.data import (
 CHANGES: dict[str, dict[str, Any]] = {
     "folder": {"image_size": 12, "batch_size": 2},
     "tiny_imagenet": {"batch_size": 2},
+    "tiny_imagenet_classes": {"batch_size": 2},
+    "mini_imagenet": {"image_size": 12, "batch_size": 2},
+    "folder_classes": {"batch_size": 2},
     "synthetic": {"samples": 40, "classes": 4, "image_size": 16, "batch_size": 8},
 }
 
 
 @pytest.fixture
-def config(request: pytest.FixtureRequest, image_folder: Path, cifar_folder: Path, tiny_imagenet: Path) -> DataConfig:
+def config(request: pytest.FixtureRequest, roots: dict[str, Path]) -> DataConfig:
     name = request.param
-    root = {"folder": image_folder, "tiny_imagenet": tiny_imagenet}.get(name, cifar_folder)
+    root = roots.get(name, roots[""])
     return DataConfig(name=name, root=str(root), **{"batch_size": 16, "padding": 1} | CHANGES.get(name, {}))
 
 
-every_set = pytest.mark.parametrize("config", list(DATA), indirect=True)
+SHIPPED = [name for name in DATA if DATA[name].__module__.startswith("coterie.")]
+every_set = pytest.mark.parametrize("config", SHIPPED, indirect=True)
 
 
 @every_set
@@ -48,7 +52,11 @@ def test_splits_fit_together(config: DataConfig) -> None:
     test = data.test()
     for split in (data.train, data.validation, test):
         assert split.labels.dtype == torch.int64
-        assert 0 <= split.labels.min() <= split.labels.max() < data.num_classes
+        known = data.num_classes
+        if data.unseen and split is not data.train:
+            known = len(set(split.labels.tolist()))
+            assert known >= 2
+        assert 0 <= split.labels.min() <= split.labels.max() < known
         assert (split.channels, split.image_size) == (data.train.channels, data.train.image_size)
     assert len(data.normalisation.mean) == len(data.normalisation.std) == data.train.channels
     assert len(set(data.classes)) == data.num_classes >= 2
@@ -63,7 +71,8 @@ def test_opening_is_repeatable_and_fingerprints_tell_splits_apart(config: DataCo
     first = prints(open_data(config, seed=0))
     assert first == prints(open_data(config, seed=0))
     assert len(set(first)) == 3
-    assert first[0] != prints(open_data(config, seed=1))[0]  # another validation split
+    if not open_data(config, seed=0).unseen:
+        assert first[0] != prints(open_data(config, seed=1))[0]  # another validation split
     whole = open_data(replace(config, validation=0.0), seed=0).train
     assert whole.select(torch.arange(len(whole.labels) - 1, -1, -1)).fingerprint() != whole.fingerprint()
 
@@ -96,7 +105,7 @@ def test_batches_are_ready_for_a_network(config: DataConfig) -> None:
 
 @every_set
 def test_a_limit_keeps_the_classes(config: DataConfig) -> None:
-    limit = 2 * open_data(config, seed=0).num_classes
+    limit = 2 * open_data(replace(config, validation=0.0), seed=0).num_classes
     data = open_data(replace(config, limit=limit, validation=0.0, batch_size=2), seed=0)
     assert torch.bincount(data.train.labels).tolist() == [2] * data.num_classes
 
@@ -196,6 +205,57 @@ def test_test_labels_and_sizes_are_checked_when_opened() -> None:
         open_data(config, 0, source=source_of([0, 0, 1, 1], test_size=9)).test()
 
 
+def with_own_validation(validation: list[int] | None, test: list[int], unseen: bool = True) -> Source:
+    def split(labels: list[int]) -> ArraySplit:
+        return ArraySplit(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), torch.tensor(labels))
+
+    return replace(
+        source_of([0, 0, 1, 1, 2, 2]),
+        validation=None if validation is None else split(validation),
+        test=lambda: split(test),
+        unseen=unseen,
+    )
+
+
+def test_a_validation_split_of_its_own_is_taken_as_it_is() -> None:
+    config = DataConfig(batch_size=2, validation=0.1)
+    data = open_data(config, 0, source=with_own_validation([4, 3, 2, 1, 0], [1, 0]))
+    assert data.unseen
+    assert data.validation is not None
+    assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 0, 1, 1, 2, 2], [4, 3, 2, 1, 0])
+    assert data.test().labels.tolist() == [1, 0]
+    assert open_data(replace(config, limit=3), 0, source=with_own_validation([0, 1], [1, 0])).train.labels.tolist() == [
+        0,
+        1,
+        2,
+    ]
+    without = open_data(replace(config, validation=0.0), 0, source=with_own_validation([0, 1], [1, 0]))
+    assert without.validation is None
+    assert len(without.train.labels) == 6
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "unseen", "message"),
+    [
+        ([0, 1, 3], [0, 1], True, "the validation set has no images of class 2 of its 4"),
+        ([0, 0], [0, 1], True, "the validation set has no images of class 1 of its 2; give images of 2 classes"),
+        ([0, 1, -1], [0, 1], True, "label -1 of row 2 of the validation set"),
+        ([0, 1], [0, 2], True, "the test set has no images of class 1 of its 3"),
+        ([0, 1, 3], [0, 1], False, r"label 3 of row 2 of the validation set is not in 0\.\.2"),
+    ],
+)
+def test_own_labels_are_checked(validation: list[int], test: list[int], unseen: bool, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_data(DataConfig(batch_size=2), 0, source=with_own_validation(validation, test, unseen)).test()
+
+
+def test_unseen_classes_without_validation_need_a_word() -> None:
+    source = with_own_validation(None, [0, 1])
+    with pytest.raises(ConfigError, match=r"given has no classes to validate on; set data\.validation=0"):
+        open_data(DataConfig(batch_size=2), 0, source=source)
+    assert open_data(DataConfig(batch_size=2, validation=0.0), 0, source=source).validation is None
+
+
 def test_unknown_names_are_near_something() -> None:
     with pytest.raises(UnknownName, match="did you mean 'cifar100'"):
         open_data(DataConfig(name="cifar1000"), 0)
@@ -235,3 +295,11 @@ def test_array_fingerprints_see_pixels_labels_and_order(small_split: ArraySplit)
     assert ArraySplit(pixels, small_split.labels).fingerprint() != first
     assert ArraySplit(small_split.images, labels).fingerprint() != first
     assert small_split.select(torch.arange(47, -1, -1)).fingerprint() != first
+
+
+@every_set
+def test_labels_of_new_test_classes_are_known_without_the_images(config: DataConfig) -> None:
+    data = open_data(config, seed=0)
+    known = data.test_labels
+    assert data.unseen == (known is not None)
+    assert known is None or torch.equal(known, data.test().labels)

@@ -108,7 +108,7 @@ def test_every_method_has_a_section_and_a_table_of_its_knobs() -> None:
 
 def test_the_guide_knows_every_data_set_and_exit_status() -> None:
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in guide for name in DATA)
+    assert all(f"| `{name}` |" in guide for name in DATA if DATA[name].__module__.startswith("coterie."))
     statuses = {error.exit_code for error in (CoterieError, CheckpointError, NumericError)} | {0, 75, 130}
     assert all(f"| {status} |" in guide for status in statuses)
 

@@ -57,3 +57,9 @@ def test_one_cycle_peaks_after_three_tenths() -> None:
 
 def test_constant_stays() -> None:
     assert set(rates(OptimConfig(lr=0.3, schedule="constant"), 3, 3)) == {0.3}
+
+
+def test_a_step_every_so_many_epochs_is_a_row_of_milestones() -> None:
+    listed = rates(OptimConfig(lr=0.1, schedule="step", gamma=0.5, milestones=(2, 4)), 6, 3)
+    assert rates(OptimConfig(lr=0.1, schedule="step", gamma=0.5, every=2, milestones=(1,)), 6, 3) == listed
+    assert listed[0] == 0.1 and listed[-1] == pytest.approx(0.025)

@@ -44,7 +44,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, stacked: boo
     for title in header[:columns]:
         table.add_column(title, overflow="fold")  # long names go on in the next line
     for row in rows:
-        below = zip(header[columns:], row[columns:], strict=True)
-        asides = [(f"\n{title}: {text}", "dim") for title, text in below if text and text not in row[0]]
-        table.add_row(*map(Text, row[: columns - 1]), Text.assemble(row[columns - 1], *asides))
+        table.add_row(*map(Text, row[: columns - 1]), Text.assemble(row[columns - 1], *_asides(header, row, columns)))
     return table
+
+
+def _asides(header: Sequence[str], row: Sequence[str], columns: int) -> list[tuple[str, str]]:
+    """What follows the columns that a row has room for, a line each."""
+    below = zip(header[columns:], row[columns:], strict=True)
+    return [(f"\n{title}: {text}", "dim") for title, text in below if text and text not in row[0]]

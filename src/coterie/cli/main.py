@@ -18,6 +18,7 @@ from coterie.cli.demo import demo
 from coterie.cli.doctor import doctor
 from coterie.cli.evaluate import evaluate
 from coterie.cli.export import export
+from coterie.cli.fewshot import fewshot
 from coterie.cli.listing import show_list
 from coterie.cli.report import report
 from coterie.cli.train import train
@@ -29,7 +30,7 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-for _verb in (train, check, evaluate, transfer, export, compare, report, demo, doctor):
+for _verb in (train, check, evaluate, transfer, fewshot, export, compare, report, demo, doctor):
     app.command(_verb)
 app.command(show_list, name="list")
 app.register_install_completion_command(add_to_startup=False)

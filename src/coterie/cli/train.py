@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coterie.cli.options import Plugins, Settings
+
+if TYPE_CHECKING:
+    from coterie.experiment import Experiment
 
 
 def train(
@@ -36,26 +40,39 @@ def train(
     print_config
         Print the whole recipe and stop.
     """
-    from coterie.cli.options import open_recipe, settings_from
     from coterie.config import to_toml
-    from coterie.core.errors import ConfigError
-    from coterie.experiment import Experiment, continue_run, new_folder, open_run
+    from coterie.experiment import continue_run
 
-    if resume is not None and out is not None:
-        raise ConfigError(f"a run goes on in its own folder, {str(resume)!r}; leave --out away")
-    if resume is not None:
-        words = settings_from(settings if recipe is None else (recipe, *settings))
-        experiment = open_run(resume, words, plugin)
-    elif fresh or recipe is None:
-        raise ConfigError("give a recipe, for instance digits/mcl_okd, or --resume RUN; see: coterie list recipes")
+    if resume is None:
+        experiment = _new_run(None if fresh else recipe, settings, out, plugin)
     else:
-        experiment = Experiment(open_recipe(recipe, settings, plugin), folder=new_folder(recipe, out), name=recipe)
+        experiment = _old_run(resume, settings if recipe is None else (recipe, *settings), out, plugin)
     if print_config:
         print(to_toml(experiment.recipe), end="")
         return 0
     result = experiment.train() if resume is None else continue_run(experiment, fresh=fresh)
     _report(experiment.folder.path, result)
     return 0
+
+
+def _new_run(recipe: str | None, words: Sequence[str], out: Path | None, plugins: Sequence[Path]) -> Experiment:
+    from coterie.cli.options import open_recipe
+    from coterie.core.errors import ConfigError
+    from coterie.experiment import Experiment, new_folder
+
+    if recipe is None:
+        raise ConfigError("give a recipe, for instance digits/mcl_okd, or --resume RUN; see: coterie list recipes")
+    return Experiment(open_recipe(recipe, words, plugins), folder=new_folder(recipe, out), name=recipe)
+
+
+def _old_run(folder: Path, words: Sequence[str], out: Path | None, plugins: Sequence[Path]) -> Experiment:
+    from coterie.cli.options import settings_from
+    from coterie.core.errors import ConfigError
+    from coterie.experiment import open_run
+
+    if out is not None:
+        raise ConfigError(f"a run goes on in its own folder, {str(folder)!r}; leave --out away")
+    return open_run(folder, settings_from(words), plugins)
 
 
 def _report(folder: Path, result: dict[str, Any]) -> None:

@@ -114,15 +114,9 @@ def map_pairs(name: str, student: PeerFacts, teacher: PeerFacts, which: Which = 
     Raises:
         ConfigError: one of them has no such maps.
     """
-    sides = {"student": _shapes(student, which), "teacher": _shapes(teacher, which)}
-    for side, shapes in sides.items():
-        if not shapes:
-            raise ConfigError(
-                f"{name} compares {_NAMES[which]}, and the {side} has none that are known;"
-                " choose networks of `coterie list nets`, or a method that compares embeddings"
-            )
-    count = min(map(len, sides.values()))
-    return list(zip(*(shapes[-count:] for shapes in sides.values()), strict=True))
+    own, goal = _known(name, "student", student, which), _known(name, "teacher", teacher, which)
+    count = min(len(own), len(goal))
+    return list(zip(own[-count:], goal[-count:], strict=True))
 
 
 def paired_maps(
@@ -165,6 +159,16 @@ def pools_in_words(pairs: Sequence[tuple[Shape, Shape]]) -> str:
     return f"averaged to the smaller size: {', '.join(unequal)}" if unequal else ""
 
 
+def _known(name: str, side: str, facts: PeerFacts, which: Which) -> tuple[Shape, ...]:
+    shapes = _shapes(facts, which)
+    if not shapes:
+        raise ConfigError(
+            f"{name} compares {_NAMES[which]}, and the {side} has none that are known;"
+            " choose networks of `coterie list nets`, or a method that compares embeddings"
+        )
+    return shapes
+
+
 def _shapes(facts: PeerFacts, which: Which) -> tuple[Shape, ...]:
     if which == "preactivations":
         return facts.preactivations
@@ -173,11 +177,20 @@ def _shapes(facts: PeerFacts, which: Which) -> tuple[Shape, ...]:
 
 def _fitting(student: Shape, teacher: Shape) -> tuple[nn.Module, str]:
     channels, own, goal = (student[0], teacher[0]), student[1:], teacher[1:]
-    if own == tuple(2 * size for size in goal):
+    if own == _doubled(goal):
         return nn.Conv2d(*channels, 3, stride=2, padding=1, bias=False), "3x3 convolution of stride 2"
-    if goal == tuple(2 * size for size in own):
+    if goal == _doubled(own):
         layer = nn.ConvTranspose2d(*channels, 4, stride=2, padding=1, bias=False)
         return layer, "transposed 4x4 convolution of stride 2"
+    return _cutting(channels, own, goal)
+
+
+def _doubled(sides: Sequence[int]) -> tuple[int, ...]:
+    return tuple(2 * side for side in sides)
+
+
+def _cutting(channels: tuple[int, int], own: Sequence[int], goal: Sequence[int]) -> tuple[nn.Module, str]:
+    """A convolution without padding, as large as makes the student's map as small as the teacher's, or 1x1."""
     rows, columns = (max(1, 1 + size - wanted) for size, wanted in zip(own, goal, strict=True))
     words = f"{rows}x{columns} convolution"
     smaller = any(size < wanted for size, wanted in zip(own, goal, strict=True))

@@ -74,13 +74,7 @@ class CohortCopy:
         """
         own = self.state()
         for name, tensor in own.items():
-            saved = state.get(name)
-            if saved is None or saved.shape != tensor.shape:
-                found = "is missing" if saved is None else f"was saved as {list(saved.shape)}"
-                raise CheckpointError(
-                    f"{name} of the copied peers {found} and is {list(tensor.shape)} here; continue with the same"
-                    " cohort, or start a new run"
-                )
+            _check_saved(name, state.get(name), tensor)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
@@ -88,6 +82,15 @@ class CohortCopy:
     def move(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply a move to another device or dtype to every tensor."""
         self._cohort._apply(change)  # type: ignore[no-untyped-call]
+
+
+def _check_saved(name: str, saved: Tensor | None, own: Tensor) -> None:
+    if saved is None or saved.shape != own.shape:
+        found = "is missing" if saved is None else f"was saved as {list(saved.shape)}"
+        raise CheckpointError(
+            f"{name} of the copied peers {found} and is {list(own.shape)} here; continue with the same"
+            " cohort, or start a new run"
+        )
 
 
 def _tensors(cohort: nn.Module) -> dict[str, Tensor]:
@@ -98,5 +101,9 @@ def _aligned(own: nn.Module, new: nn.Module, *, floating: bool | None = None) ->
     """Tensors of both in one order: those that are floating point, those that are not, or all."""
     mine, given = _tensors(own), _tensors(new)
     assert mine.keys() == given.keys(), "a copy is updated from another cohort than it was made of"
-    names = [name for name, tensor in mine.items() if floating is None or tensor.is_floating_point() == floating]
+    names = [name for name, tensor in mine.items() if _is_wanted(tensor, floating)]
     return [mine[name] for name in names], [given[name] for name in names]
+
+
+def _is_wanted(tensor: Tensor, floating: bool | None) -> bool:
+    return floating is None or tensor.is_floating_point() == floating

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -29,11 +30,8 @@ def facts_of(net: nn.Module, shape: Sequence[int]) -> PeerFacts:
     """
     boundaries = net.boundaries() if isinstance(net, StagedNet) else ()
     known = cast("Tappable", net)
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    output = known.tap(torch.zeros(2, *shape), bool(known.stage_channels), bool(boundaries))
-    for module, mode in modes.items():
-        module.training = mode
+    with _evaluating(net):
+        output = known.tap(torch.zeros(2, *shape), bool(known.stage_channels), bool(boundaries))
     return PeerFacts(
         embedding_dim=known.embedding_dim,
         num_classes=known.num_classes,
@@ -41,6 +39,15 @@ def facts_of(net: nn.Module, shape: Sequence[int]) -> PeerFacts:
         preactivations=tuple(map(_shape, output.preactivations)),
         norms=tuple(_affine(boundary.norm) for boundary in boundaries),
     )
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    yield
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def _shape(maps: Tensor) -> tuple[int, int, int]:

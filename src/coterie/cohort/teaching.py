@@ -96,11 +96,7 @@ class TeacherMethod(Method):
 
     def __init__(self, config: Config, facts: Facts) -> None:
         super().__init__(config, facts)
-        if 0 < facts.num_epochs <= config.initial_epochs:
-            raise ConfigError(
-                f"initial_epochs={config.initial_epochs} leaves none of {facts.num_epochs} epochs for what follows;"
-                " give fewer with method.initial_epochs, or raise epochs"
-            )
+        _check_initial(config, facts)
         self.pairs = tuple(product(_students(config, facts), _teachers(facts)))
         known = (*facts.peers, *facts.teachers)
         self.links = nn.ModuleList(self.link(known[s], known[t]) for s, t in self.pairs)
@@ -130,12 +126,16 @@ class TeacherMethod(Method):
         throughout.
         """
         task, weight = self.weights(batch)
-        learn = [m for m in range(len(peers)) if m not in self.facts.frozen]
-        taught = {student for student, _ in self.pairs} if isinstance(task, Tensor) else learn
-        terms = Terms().add("task", _cross_entropy(peers, [m for m in learn if m in taught], batch), task)
-        if others := [m for m in learn if m not in taught]:
+        taught, others = self._staged() if isinstance(task, Tensor) else (self.facts.learning, ())
+        terms = Terms().add("task", _cross_entropy(peers, taught, batch), task)
+        if others:
             terms.add("others", _cross_entropy(peers, others, batch), self.config.task)
         return self._add_parts(terms, peers, batch, weight)
+
+    def _staged(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Peers whose labels wait for the initial stage to end, and those that learn from labels throughout."""
+        learning, students = self.facts.learning, self._taught
+        return [m for m in learning if m in students], [m for m in learning if m not in students]
 
     def added_losses(self, peers: Peers, batch: Batch) -> Terms:
         """A term for each part, with gradient to the students and to the links."""
@@ -149,13 +149,16 @@ class TeacherMethod(Method):
 
     def ensemble(self, peers: Peers) -> Tensor:
         """Mean logits `[B, K]` of the peers that learn."""
-        return super().ensemble([peer for m, peer in enumerate(peers) if m not in self.facts.frozen])
+        return super().ensemble([peers[m] for m in self.facts.learning])
 
     def describe(self) -> dict[str, str]:
         """What each link has built."""
         built = {f"link {s} <- {t}": text for (s, t), link in self._linked() if (text := link.describe())}
-        students = sorted({student for student, _ in self.pairs})
-        return {"teachers": f"{self._num_teachers}, for peers {students}", **built}
+        return {"teachers": f"{self._num_teachers}, for peers {sorted(self._taught)}", **built}
+
+    @property
+    def _taught(self) -> set[int]:
+        return {student for student, _ in self.pairs}
 
     @property
     def _num_teachers(self) -> int:
@@ -183,10 +186,18 @@ class TeacherMethod(Method):
             yield pair, link
 
 
+def _check_initial(config: TeacherMethod.Config, facts: Facts) -> None:
+    if 0 < facts.num_epochs <= config.initial_epochs:
+        raise ConfigError(
+            f"initial_epochs={config.initial_epochs} leaves none of {facts.num_epochs} epochs for what follows;"
+            " give fewer with method.initial_epochs, or raise epochs"
+        )
+
+
 def _students(config: TeacherMethod.Config, facts: Facts) -> list[int]:
     if config.students == "leader":
         return [facts.leader]
-    return [m for m in range(facts.num_peers) if m not in facts.frozen]
+    return list(facts.learning)
 
 
 def _teachers(facts: Facts) -> list[int]:

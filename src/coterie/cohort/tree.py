@@ -28,13 +28,17 @@ def copies_of_stages(nets: Sequence[nn.Module], *, shared: int, tree: Sequence[i
     wanted = _wanted(shared, tree)
     if len(nets) == 1 or not wanted:
         return ()
+    _check_fits(wanted, nets)
+    return tuple(count for count in wanted if count < len(nets))
+
+
+def _check_fits(wanted: Sequence[int], nets: Sequence[nn.Module]) -> None:
     depth = min(_num_stages(m, net) for m, net in enumerate(nets))
     if len(wanted) > depth or not _rises(wanted, len(nets)):
         raise ConfigError(
             f"{len(nets)} peers of {depth} stages cannot have their first {len(wanted)} in {list(wanted)} copies;"
             " give at most as many numbers as there are stages, rising from 1 to the number of peers"
         )
-    return tuple(count for count in wanted if count < len(nets))
 
 
 def _wanted(shared: int, tree: Sequence[int]) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ class Trial:
 @contextmanager
 def undone(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Put all parameters and buffers of modules back at the end, to the bit."""
-    tensors = [tensor.detach() for tensor in chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)]
+    tensors = _tensors_of(modules)
     kept = [tensor.clone() for tensor in tensors]
     try:
         yield
@@ -111,24 +111,37 @@ def undone(modules: Sequence[nn.Module]) -> Iterator[None]:
             torch._foreach_copy_(tensors, kept)
 
 
+def _tensors_of(modules: Sequence[nn.Module]) -> list[Tensor]:
+    tensors = chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
+    return [tensor.detach() for tensor in tensors]
+
+
 def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     slopes = torch.autograd.grad(value, parameters, allow_unused=True)
-    return [_filled(slope, parameter) for slope, parameter in zip(slopes, parameters, strict=True)]
+    return _all_filled(slopes, parameters)
 
 
 def _products(
     value: Tensor, parameters: Sequence[Tensor], along: Sequence[Tensor], outer: Sequence[Tensor]
 ) -> list[Tensor]:
     """Second derivatives of a value times a direction in the parameters, with respect to parameters and outer ones."""
-    slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
-    reached = [
-        (slope, way) for slope, way in zip(slopes, along, strict=True) if slope is not None and slope.requires_grad
-    ]
     wanted = [*parameters, *outer]
+    reached = _reached(value, parameters, along)
     if not reached:
         return [torch.zeros_like(parameter) for parameter in wanted]
-    bent = torch.autograd.grad([slope for slope, _ in reached], wanted, [way for _, way in reached], allow_unused=True)
-    return [_filled(part, parameter) for part, parameter in zip(bent, wanted, strict=True)]
+    slopes, ways = zip(*reached, strict=True)
+    return _all_filled(torch.autograd.grad(slopes, wanted, ways, allow_unused=True), wanted)
+
+
+def _reached(value: Tensor, parameters: Sequence[Tensor], along: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Slopes that depend on something, each with its part of the direction."""
+    slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
+    pairs = zip(slopes, along, strict=True)
+    return [(slope, way) for slope, way in pairs if slope is not None and slope.requires_grad]
+
+
+def _all_filled(slopes: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [_filled(slope, parameter) for slope, parameter in zip(slopes, parameters, strict=True)]
 
 
 def _filled(slope: Tensor | None, parameter: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class OptimConfig:
     """How parameters are changed.
 
     Attributes:
-        name: `sgd` or `adamw`.
+        name: `sgd`, `adam` or `adamw`.
         lr: learning rate at its highest.
         momentum: of SGD.
         nesterov: whether SGD looks ahead.
@@ -120,13 +120,14 @@ class OptimConfig:
             `one_cycle` rises over the first 30 % of all steps and falls to zero.
         per: whether the schedule moves once per `epoch` (as the papers' code) or per `step`.
         milestones: epochs after which `step` lowers the rate.
+        every: epochs between two milestones of `step`, in place of `milestones`; 0 for those.
         gamma: factor of `step`.
         warmup_epochs: epochs of linear increase from zero before the schedule.
         clip: largest norm of the gradient; 0 for no clipping.
         accumulate: batches whose gradients are averaged for one step.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     nesterov: bool = True
@@ -134,6 +135,7 @@ class OptimConfig:
     schedule: Literal["cosine", "step", "constant", "one_cycle"] = "cosine"
     per: Literal["epoch", "step"] = "epoch"
     milestones: tuple[int, ...] = ()
+    every: int = 0
     gamma: float = 0.1
     warmup_epochs: float = 0.0
     clip: float = 0.0
@@ -168,6 +170,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FewshotConfig:
+    """How a run is scored whose validation and test classes are not those of training: by episodes.
+
+    Attributes:
+        ways: classes in an episode.
+        shots: images of each class to learn from.
+        queries: images of each class to classify.
+        episodes: number of episodes.
+        head: how embeddings are classified: by the nearest prototype (`euclidean`, `cosine`, or `centroid` of unit
+            vectors), by attention (`matching`) or by `logistic` regression; `auto` as the method trains them.
+        seed: key of the episodes; of its own, so that runs of other seeds are scored on the same episodes.
+    """
+
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    episodes: int = 1000
+    head: Literal["auto", "euclidean", "cosine", "centroid", "matching", "logistic"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A whole run. In a recipe file `method` is a table with a `name` and that method's own knobs.
 
@@ -184,6 +208,7 @@ class Recipe:
         data: what is learnt from.
         optim: how parameters are changed.
         train: how the loop runs.
+        fewshot: how new classes are scored, where validation and test hold such.
     """
 
     method: str = "independent"
@@ -196,3 +221,4 @@ class Recipe:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    fewshot: FewshotConfig = FewshotConfig()

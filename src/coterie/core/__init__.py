@@ -10,9 +10,9 @@ from coterie.core.errors import (
     ShapeError,
     UnknownName,
 )
-from coterie.core.method import METHODS, Facts, Memory, Method, Needs, Outer, Paper, PeerFacts
+from coterie.core.method import METHODS, Episode, Facts, Memory, Method, Needs, Outer, Paper, PeerFacts
 from coterie.core.registry import Registry
-from coterie.core.types import Batch, PeerOutput, Peers, Term, Terms
+from coterie.core.types import Batch, PeerOutput, Peers, Term, Terms, logits_of
 
 __all__ = [
     "METHODS",
@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "CoterieError",
     "DataError",
+    "Episode",
     "Facts",
     "Memory",
     "Method",
@@ -37,4 +38,5 @@ __all__ = [
     "Term",
     "Terms",
     "UnknownName",
+    "logits_of",
 ]

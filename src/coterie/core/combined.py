@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from coterie.core.errors import ConfigError
-from coterie.core.method import METHODS, Facts, Method, Needs, Outer
+from coterie.core.method import METHODS, Episode, Facts, Memory, Method, Needs, Outer
 from coterie.core.types import Batch, Peers, Term, Terms
 
 _SIGN = "+"
@@ -38,7 +38,7 @@ class Combined(Method):
 
     Raises:
         ConfigError: a method after the first one adds nothing to another, two of them need an outer step, or the
-            cohort or the data cannot serve one of them.
+            cohort or the data cannot serve one of them; two of them ask for different episodes.
 
     Attributes:
         parts: the methods, in order.
@@ -51,18 +51,9 @@ class Combined(Method):
         super().__init__(config, facts)
         self.names = tuple(name for name, _ in config.parts)
         self.parts = nn.ModuleList(METHODS[name](knobs, facts) for name, knobs in config.parts)
-        for name, part in zip(self.names[1:], self._methods()[1:], strict=True):
-            if type(part).added_losses is Method.added_losses:
-                raise ConfigError(
-                    f"{name} adds nothing to {self.names[0]}, as it trains a cohort of its own; put it first,"
-                    " or choose methods that learn from a teacher, such as kd"
-                )
+        self._check_added()
         self._needs = _joined([part.requirements() for part in self._methods()])
-        self.memories = {
-            f"{name}/{key}": memory
-            for name, part in zip(self.names, self._methods(), strict=True)
-            for key, memory in part.memories.items()
-        }
+        self.memories = self._memories_of_parts()
 
     def requirements(self) -> Needs:
         """What all methods together need."""
@@ -70,9 +61,9 @@ class Combined(Method):
 
     def attach(self, cohort: nn.Module) -> None:
         """Show the cohort to every method."""
-        for name, part in zip(self.names, self._methods(), strict=True):
+        for part in self._methods():
             part.attach(cohort)
-            self.memories.update({f"{name}/{key}": memory for key, memory in part.memories.items()})
+        self.memories.update(self._memories_of_parts())
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms of the first method, then what the others add."""
@@ -117,6 +108,21 @@ class Combined(Method):
             paper = {name: part.paper.cite()} if part.paper else {}
             lines.update({**paper, **{f"{name}: {title}": text for title, text in part.describe().items()}})
         return lines
+
+    def _check_added(self) -> None:
+        for name, part in zip(self.names[1:], self._methods()[1:], strict=True):
+            if type(part).added_losses is Method.added_losses:
+                raise ConfigError(
+                    f"{name} adds nothing to {self.names[0]}, as it trains a cohort of its own; put it first,"
+                    " or choose methods that learn from a teacher, such as kd"
+                )
+
+    def _memories_of_parts(self) -> dict[str, Memory]:
+        return {
+            f"{name}/{key}": memory
+            for name, part in zip(self.names, self._methods(), strict=True)
+            for key, memory in part.memories.items()
+        }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
         return nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call, no-any-return] # parts move theirs
@@ -170,7 +176,17 @@ def _joined(needs: Sequence[Needs]) -> Needs:
         raise ConfigError("two of the methods need outer steps of their own; combine at most one of them")
     numbers = {part.name: [getattr(need, part.name) for need in needs] for part in fields(Needs)}
     del numbers["equal_embeddings"]  # each method checks its own
-    return Needs(**{name: _largest(values) for name, values in numbers.items()})
+    del numbers["episode"]
+    return Needs(**{name: _largest(values) for name, values in numbers.items()}, episode=_episode(needs))
+
+
+def _episode(needs: Sequence[Needs]) -> Episode | None:
+    asked = {need.episode for need in needs if need.episode is not None}
+    if len({replace(episode, head="") for episode in asked}) > 1:
+        raise ConfigError(
+            "two of the methods ask for different episodes; give both the same ways, shots, queries and episodes"
+        )
+    return next((need.episode for need in needs if need.episode is not None), None)
 
 
 def _largest(values: Sequence[int | str]) -> Any:  # noqa: ANN401

@@ -68,6 +68,11 @@ class UnknownName(ConfigError):
         super().__init__(f"unknown {kind} {given!r}; {suggestion(given, known)}")
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, on one line of at most 200 characters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def suggestion(given: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant, or list them all.
 

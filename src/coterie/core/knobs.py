@@ -12,6 +12,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "share": (lambda value: 0 <= value < 1, "give a number from 0 to below 1"),
     "fraction": (lambda value: 0 <= value <= 1, "give a number from 0 to 1"),
     "count": (lambda value: value >= 1, "give a whole number of at least 1"),
+    "several": (lambda value: value >= 2, "give a whole number of at least 2"),
 }
 
 
@@ -21,7 +22,7 @@ def check_knobs(config: object, **ranges: Iterable[str]) -> None:
     Args:
         config: the knobs of a method.
         ranges: names of knobs by range: `positive`, `not_negative`, `share` (from 0 to below 1), `fraction` (from 0 to
-            1) or `count` (at least 1).
+            1), `count` (at least 1) or `several` (at least 2).
 
     Raises:
         ConfigError: the first knob outside its range, with the remedy.

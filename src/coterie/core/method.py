@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coterie.core.errors import ConfigError
 from coterie.core.registry import Registry
-from coterie.core.types import Batch, Peers, Terms
+from coterie.core.types import Batch, Peers, Terms, logits_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,35 @@ class Paper:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """Batches that are few-shot tasks: images of a few classes, some of each to learn from, others to be classified.
+
+    Attributes:
+        ways: classes in an episode.
+        shots: images of each class to learn from, the support.
+        queries: images of each class to classify.
+        per_epoch: episodes in an epoch.
+        head: how the method's embeddings are read when classes are new; see `coterie.evaluation.fewshot`.
+    """
+
+    ways: int
+    shots: int
+    queries: int
+    per_epoch: int = 100
+    head: str = "euclidean"
+
+    @property
+    def per_class(self) -> int:
+        """Images of each class, support and queries."""
+        return self.shots + self.queries
+
+    @property
+    def images(self) -> int:
+        """Images in an episode."""
+        return self.ways * self.per_class
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """What a method asks of the data, the cohort and the loop; checked before the first step.
 
@@ -52,6 +81,7 @@ class Needs:
         shared_stages: stages after the stem that all peers share at the least.
         teacher: whether there must be a teacher: one of `teacher.*`, or a frozen peer.
         equal_channels: whether a student's stages must have as many channels as its teacher's.
+        episode: batches that are episodes, sorted by class, the shots of a class before its queries; None for others.
     """
 
     views: int | Literal["per_peer"] = 1
@@ -67,6 +97,7 @@ class Needs:
     shared_stages: int = 0
     teacher: bool = False
     equal_channels: bool = False
+    episode: Episode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +159,11 @@ class Facts:
     def num_train(self) -> int:
         """N, the number of training images."""
         return self.labels.shape[0]
+
+    @property
+    def learning(self) -> tuple[int, ...]:
+        """Peers that are trained, all but the frozen ones."""
+        return tuple(m for m in range(self.num_peers) if m not in self.frozen)
 
 
 class Memory(Protocol):
@@ -244,7 +280,7 @@ class Method(nn.Module):
 
     def ensemble(self, peers: Peers) -> Tensor:
         """Combine the outputs of all peers to logits `[B, K]`: the mean of their logits unless overridden."""
-        return torch.stack([peer.logits for peer in peers]).mean(dim=0)
+        return torch.stack(logits_of(peers)).mean(dim=0)
 
     def describe(self) -> dict[str, str]:
         """Lines for `coterie check`: what this method builds and keeps, by name."""

@@ -7,6 +7,8 @@ runs/NAME/
     metrics.jsonl      one row per logged step; the same for the same recipe
     timing.jsonl       one row per logged step; seconds and images/s, never the same twice
     result.json        what was measured at the end
+    fewshot.json       accuracy on new classes by ways and shots
+    report*.png        pictures
     best/              the checkpoint that was best on validation
     checkpoints/       the newest checkpoints
     export/            the leader, ready to ship

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,6 +69,11 @@ class PeerOutput:
 
 
 Peers = Sequence[PeerOutput]
+
+
+def logits_of(peers: Iterable[PeerOutput]) -> list[Tensor]:
+    """The logits of peers, `[B, K]` each, in order and with gradient."""
+    return [peer.logits for peer in peers]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from coterie.data.arrays import ArraySplit
 from coterie.data.base import DATA, Fetchable, Normalisation, Source, Split
 from coterie.data.class_aware import ClassAwareOrder
 from coterie.data.datasets import DatasetSplit, from_dataset
+from coterie.data.episodes import EpisodeOrder, EpisodeTable
 from coterie.data.files import FileSplit
 from coterie.data.loaders import ArrayLoader, Loader, evaluation_batches, make_loader
 from coterie.data.opening import Opened, open_data
@@ -23,6 +24,8 @@ __all__ = [
     "ArraySplit",
     "ClassAwareOrder",
     "DatasetSplit",
+    "EpisodeOrder",
+    "EpisodeTable",
     "Fetchable",
     "FileSplit",
     "Loader",

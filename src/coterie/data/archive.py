@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.core.errors import DataError
+from coterie.core.errors import DataError, one_line
 
 _NUMBERS = frozenset(["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"])
 
@@ -30,17 +30,20 @@ def read_archive(path: Path) -> dict[str, Any]:
         DataError: the file is missing, damaged, not a dictionary, or asks for anything else.
     """
     name = repr(str(path))
-    try:
-        with path.open("rb") as file:
-            content = _Unpickler(file, encoding="bytes").load()
-    except OSError as error:
-        raise DataError(f"{name} cannot be read ({error.strerror}); unpack the data set's archive there") from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{name} is not a data archive ({reason}); fetch it again") from error
+    content = _load(path, name)
     if not isinstance(content, dict):
         raise DataError(f"{name} holds a {type(content).__name__} and no table; fetch it again")
     return {_word(key): value for key, value in content.items()}
+
+
+def _load(path: Path, name: str) -> object:
+    try:
+        with path.open("rb") as file:
+            return _Unpickler(file, encoding="bytes").load()
+    except OSError as error:
+        raise DataError(f"{name} cannot be read ({error.strerror}); unpack the data set's archive there") from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise DataError(f"{name} is not a data archive ({one_line(error)}); fetch it again") from error
 
 
 class _Unpickler(pickle.Unpickler):

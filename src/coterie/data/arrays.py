@@ -33,14 +33,9 @@ class ArraySplit:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        shape = tuple(self.images.shape)
-        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[2] != shape[3]:
-            raise DataError(f"images are {self.images.dtype} {list(shape)}; give uint8 of shape [N, C, H, H]")
-        if self.labels.dtype != torch.int64 or self.labels.shape != shape[:1]:
-            raise DataError(
-                f"labels are {self.labels.dtype} {list(self.labels.shape)}; give {shape[0]} of int64, one per image"
-            )
-        if not shape[0]:
+        _check_images(self.images)
+        _check_labels(self.labels, len(self.images))
+        if not len(self.images):
             raise DataError("the data set is empty; give at least one image")
 
     @property
@@ -61,3 +56,14 @@ class ArraySplit:
     def fingerprint(self) -> str:
         """SHA-256 of every pixel and label."""
         return digest("arrays", self.images, self.labels)
+
+
+def _check_images(images: Tensor) -> None:
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[2] != shape[3]:
+        raise DataError(f"images are {images.dtype} {list(shape)}; give uint8 of shape [N, C, H, H]")
+
+
+def _check_labels(labels: Tensor, count: int) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise DataError(f"labels are {labels.dtype} {list(labels.shape)}; give {count} of int64, one per image")

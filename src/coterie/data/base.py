@@ -72,8 +72,13 @@ class Source:
         name: its registered name.
         train: all training images, before a validation split or a limit.
         test: opens the test split; called once, at the end of a run.
-        classes: class names by label.
+        classes: class names by label, of the training images.
         normalisation: applied after augmentation.
+        validation: a validation split of the data set's own, used as it is unless `data.validation = 0`; None for a
+            share of the training images.
+        unseen: whether validation and test hold classes that training does not know; each numbers its own from 0.
+        test_labels: `[N]` int64, what labels the test split will have, where they are known without its images; new
+            classes that are too few for the episodes of the scores are then refused before training.
     """
 
     name: str
@@ -81,6 +86,9 @@ class Source:
     test: Callable[[], Split]
     classes: tuple[str, ...]
     normalisation: Normalisation
+    validation: Split | None = None
+    unseen: bool = False
+    test_labels: Tensor | None = None
 
 
 class SourceBuilder(Protocol):

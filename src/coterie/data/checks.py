@@ -49,6 +49,26 @@ def check_labels(labels: Tensor, num_classes: int, what: str) -> None:
         )
 
 
+def check_own_labels(labels: Tensor, what: str) -> None:
+    """Check the labels of a split that numbers its own classes: from 0 on, two or more, each with images.
+
+    Args:
+        labels: `[N]` int64.
+        what: where the labels are from, such as `the test set`.
+
+    Raises:
+        DataError: a label is negative, fewer than two classes have images, or a class between others has none.
+    """
+    num_classes = max(2, int(labels.max()) + 1)
+    check_labels(labels, num_classes, what)
+    counts = torch.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise DataError(
+            f"{what} has no images of class {int(counts.argmin())} of its {num_classes}; give images of 2 classes or"
+            " more, numbered from 0"
+        )
+
+
 def check_counts(labels: Tensor, classes: Sequence[str]) -> None:
     """Check that a training set can be learnt from: two classes or more, none of them with a single image.
 
@@ -68,6 +88,23 @@ def check_counts(labels: Tensor, classes: Sequence[str]) -> None:
         row = int((labels == lone).to(torch.uint8).argmax())
         raise DataError(
             f"class {classes[lone]!r} has one training image (row {row}); add images of it or drop the class"
+        )
+
+
+def check_image_size(given: int, name: str, side: int) -> None:
+    """Refuse a size for images that have only one.
+
+    Args:
+        given: `data.image_size`; 0 for the images' own.
+        name: of the data set.
+        side: of its images, in pixels.
+
+    Raises:
+        ConfigError: another size is asked for.
+    """
+    if given not in (0, side):
+        raise ConfigError(
+            f"data.image_size={given} does not apply to {name}, whose images have {side} x {side} pixels; leave it out"
         )
 
 

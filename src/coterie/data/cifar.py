@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from coterie.config.schema import DataConfig
-from coterie.core.errors import ConfigError, DataError
+from coterie.core.errors import DataError
 from coterie.data.archive import read_archive
 from coterie.data.arrays import ArraySplit
 from coterie.data.base import DATA, Normalisation, Source
+from coterie.data.checks import check_image_size
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
@@ -116,11 +117,7 @@ def cifar100_coarse(config: DataConfig, seed: int) -> Source:
 
 
 def _open(layout: _Layout, config: DataConfig) -> Source:
-    if config.image_size not in (0, _SIDE):
-        raise ConfigError(
-            f"data.image_size={config.image_size} does not apply to {layout.name}, whose images have {_SIDE} x {_SIDE}"
-            " pixels; leave it out"
-        )
+    check_image_size(config.image_size, layout.name, _SIDE)
     folder = _folder(layout, Path(config.root))
     return Source(
         name=layout.name,
@@ -148,17 +145,24 @@ def _split(layout: _Layout, paths: Sequence[Path]) -> ArraySplit:
 
 
 def _part(layout: _Layout, path: Path) -> tuple[np.ndarray[Any, Any], list[int]]:
-    content = read_archive(path)
-    images, labels = content.get("data"), content.get(layout.labels)
+    images, labels = _fields(layout, path)
     name = repr(str(path))
-    if not isinstance(images, np.ndarray) or not isinstance(labels, list):
-        raise DataError(f"{name} lacks 'data' or {layout.labels!r}; it is no part of {layout.name}, fetch it again")
     if images.dtype != np.uint8 or images.shape != (len(labels), _PIXELS):
         raise DataError(
             f"{name} has {images.dtype} images of shape {list(images.shape)} and {len(labels)} labels;"
             f" expected uint8 [{len(labels)}, {_PIXELS}], fetch it again"
         )
     _check_labels(labels, layout.num_classes, name)
+    return images, labels
+
+
+def _fields(layout: _Layout, path: Path) -> tuple[np.ndarray[Any, Any], list[Any]]:
+    content = read_archive(path)
+    images, labels = content.get("data"), content.get(layout.labels)
+    if not isinstance(images, np.ndarray) or not isinstance(labels, list):
+        raise DataError(
+            f"{str(path)!r} lacks 'data' or {layout.labels!r}; it is no part of {layout.name}, fetch it again"
+        )
     return images, labels
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -81,6 +81,10 @@ class DatasetSplit:
             DataError: the item cannot be made, or differs in size or label from what was found before.
         """
         image, label = self._item(row, draws.mix("evaluation", row) if key is None else key)
+        self._check_as_before(row, image, label)
+        return image
+
+    def _check_as_before(self, row: int, image: Tensor, label: int) -> None:
         if tuple(image.shape) != self._shape:
             raise DataError(
                 f"row {row} of the data set is {list(image.shape)} where row 0 is {list(self._shape)};"
@@ -91,7 +95,6 @@ class DatasetSplit:
                 f"row {row} of the data set has label {label} where {int(self._labels[row])} was announced;"
                 " let `.targets` hold what the items return"
             )
-        return image
 
     def select(self, rows: Tensor) -> DatasetSplit:
         """The split of these rows `[n]` int64, in this order."""
@@ -171,26 +174,37 @@ def from_dataset(
 
 
 def _length(dataset: Dataset[Any]) -> int:
-    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    if not _is_map_style(dataset):
         raise DataError(
             f"{type(dataset).__name__} has no random access; give a map-style Dataset with __len__ and __getitem__"
         )
     return len(dataset)
 
 
+def _is_map_style(dataset: Dataset[Any]) -> TypeGuard[Sized]:
+    has_access = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return has_access and not isinstance(dataset, IterableDataset)
+
+
 def _labels(dataset: Dataset[Any]) -> Tensor:
     announced = _announced(dataset)
     if announced is None:
-        announced = [_label_of(dataset, row) for row in range(_length(dataset))]
+        announced = _labels_of_items(dataset)
     if len(announced) != _length(dataset):
         raise DataError(
             f"the data set has {_length(dataset)} items and {len(announced)} labels; give one label per item"
         )
-    labels = []
-    for row, label in enumerate(announced):
-        with _naming(row):
-            labels.append(_whole(label))
+    labels = [_checked_label(row, label) for row, label in enumerate(announced)]
     return torch.tensor(labels, dtype=torch.int64)
+
+
+def _checked_label(row: int, label: object) -> int:
+    with _naming(row):
+        return _whole(label)
+
+
+def _labels_of_items(dataset: Dataset[Any]) -> list[object]:
+    return [_label_of(dataset, row) for row in range(_length(dataset))]
 
 
 def _label_of(dataset: Dataset[Any], row: int) -> object:
@@ -230,11 +244,14 @@ def _whole(label: object) -> int:
 def _as_tensor(image: object) -> Tensor:
     if isinstance(image, Image.Image):
         return image_tensor(image if image.mode in ("L", "RGB") else to_rgb(image))
-    pixels = _pixels(image)
-    pixels = pixels.unsqueeze(0) if pixels.dim() == 2 else pixels
+    pixels = _with_channels(_pixels(image))
     if pixels.dim() != 3 or not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
         raise DataError(f"has an image of {pixels.dtype} {list(pixels.shape)}; give uint8 or float of [C, H, W]")
     return _finished(pixels).contiguous()
+
+
+def _with_channels(pixels: Tensor) -> Tensor:
+    return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels
 
 
 def _pixels(image: object) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 
 from coterie.config.schema import DataConfig
 from coterie.core import draws
-from coterie.core.errors import ConfigError
 from coterie.data.arrays import ArraySplit
 from coterie.data.base import DATA, Normalisation, Source
+from coterie.data.checks import check_image_size
 from coterie.data.split import limit_rows
 
 _TRAIN = 500
@@ -29,11 +29,7 @@ def digits(config: DataConfig, seed: int) -> Source:
     Raises:
         ConfigError: another image size is asked for.
     """
-    if config.image_size not in (0, _SIDE):
-        raise ConfigError(
-            f"data.image_size={config.image_size} does not apply to digits, whose images have {_SIDE} x {_SIDE} pixels;"
-            " leave it out"
-        )
+    check_image_size(config.image_size, "digits", _SIDE)
     from sklearn.datasets import load_digits  # a second to import, for this set only
 
     images, labels = load_digits(return_X_y=True)

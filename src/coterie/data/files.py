@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -115,6 +116,25 @@ def open_files(root: Path, names: Sequence[str], labels: Sequence[int], framing:
     return split.load(config.workers) if fits and not split.varies else split
 
 
+def open_by_class(
+    root: Path, files: Mapping[str, Sequence[Path]], labels: Mapping[str, int], framing: Framing, config: DataConfig
+) -> Split:
+    """Make a split of the files of several classes, class by class, as `open_files` does.
+
+    Args:
+        root: folder that holds all files.
+        files: the files of each class.
+        labels: its number.
+        framing: how a file becomes a square.
+        config: its `memory_mb` and `workers` are used.
+
+    Raises:
+        DataError: a file that is decoded now cannot be; the message names it.
+    """
+    names = names_below(root, chain.from_iterable(files.values()))
+    return open_files(root, names, [labels[name] for name, found in files.items() for _ in found], framing, config)
+
+
 def choose_framing(config: DataConfig, first: Path) -> Framing:
     """Say how files become squares: by `data.augment` and `data.image_size`, or by the size of the first file.
 
@@ -128,15 +148,50 @@ def choose_framing(config: DataConfig, first: Path) -> Framing:
         return Framing(config.image_size, "resized_crop")
     if config.image_size:
         return Framing(config.image_size, "centre")
+    return _own_framing(first)
+
+
+def _own_framing(first: Path) -> Framing:
     width, height = read_size(first)
     if width != height:
         raise DataError(f"{str(first)!r} has {width} x {height} pixels and is not square; set data.image_size")
     return Framing(width, "exact")
 
 
+def read_lines(path: Path, remedy: str) -> list[str]:
+    """The lines of a text file that are not blank; raises `DataError` with this remedy when it cannot be read."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise DataError(f"{str(path)!r} cannot be read ({reason}); {remedy}") from error
+
+
 def visible(folder: Path) -> list[Path]:
     """What a folder holds, by name, without what begins with a dot."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The visible folders in a folder, by name; none where it is missing."""
+    return [path for path in visible(folder) if path.is_dir()] if folder.is_dir() else []
+
+
+def names_below(root: Path, paths: Iterable[Path]) -> list[str]:
+    """Names of files relative to a folder that holds them all."""
+    return [str(path.relative_to(root)) for path in paths]
+
+
+def files_of_class(folder: Path) -> list[Path]:
+    """The images of a class's folder, by name.
+
+    Raises:
+        DataError: there is none, or something else, as `check_image_file` says.
+    """
+    paths = image_files(folder)
+    if not paths:
+        raise DataError(f"class folder {str(folder)!r} is empty; add images or remove it")
+    return paths
 
 
 def image_files(folder: Path) -> list[Path]:

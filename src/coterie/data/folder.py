@@ -7,9 +7,9 @@ from pathlib import Path
 
 from coterie.config.schema import DataConfig
 from coterie.core.errors import DataError
-from coterie.data.base import DATA, Normalisation, Source, Split
-from coterie.data.files import choose_framing, image_files, open_files, visible
-from coterie.data.images import SUFFIXES, Framing
+from coterie.data.base import DATA, Normalisation, Source
+from coterie.data.files import choose_framing, files_of_class, folders_in, open_by_class
+from coterie.data.images import SUFFIXES
 
 _IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -41,8 +41,8 @@ def folder(config: DataConfig, seed: int) -> Source:
     framing = choose_framing(config, next(iter(files.values()))[0])
     return Source(
         name="folder",
-        train=_split(root / "train", files, labels, framing, config),
-        test=lambda: _split(test, _list_files(test, labels), labels, framing, config),
+        train=open_by_class(root / "train", files, labels, framing, config),
+        test=lambda: open_by_class(test, _list_files(test, labels), labels, framing, config),
         classes=tuple(labels),
         normalisation=_IMAGENET,
     )
@@ -60,14 +60,6 @@ def _refuse_strangers(test: Path, train: Path, labels: Mapping[str, int]) -> Non
             raise DataError(f"{str(test / name)!r} is not a class of {str(train)!r}; add it there or remove it")
 
 
-def _split(
-    root: Path, files: Mapping[str, list[Path]], labels: Mapping[str, int], framing: Framing, config: DataConfig
-) -> Split:
-    names = [str(path.relative_to(root)) for found in files.values() for path in found]
-    targets = [labels[name] for name, found in files.items() for _ in found]
-    return open_files(root, names, targets, framing, config)
-
-
 def _test_folder(root: Path) -> Path:
     for name in ("test", "val"):
         if (root / name).is_dir():
@@ -79,7 +71,7 @@ def _class_names(root: Path) -> list[str]:
     if not root.is_dir():
         raise DataError(f"{str(root)!r} is missing; data.root must hold 'train' with a folder of images per class")
     _refuse_loose_images(root)
-    names = [path.name for path in visible(root) if path.is_dir()]
+    names = [path.name for path in folders_in(root)]
     if not names:
         raise DataError(f"{str(root)!r} has no classes; add a folder of images for each class")
     return names
@@ -92,8 +84,4 @@ def _refuse_loose_images(root: Path) -> None:
 
 
 def _list_files(root: Path, labels: Mapping[str, int]) -> dict[str, list[Path]]:
-    found = {name: image_files(root / name) for name in labels if (root / name).is_dir()}
-    for name, paths in found.items():
-        if not paths:
-            raise DataError(f"class folder {str(root / name)!r} is empty; add images or remove it")
-    return found
+    return {name: files_of_class(root / name) for name in labels if (root / name).is_dir()}

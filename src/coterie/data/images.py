@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from coterie.core import draws
-from coterie.core.errors import DataError
+from coterie.core.errors import DataError, one_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MAX_PIXELS = 64_000_000
@@ -62,15 +62,7 @@ def read_square(path: Path, framing: Framing, key: int | None = None) -> Tensor:
         DataError: the file is missing, damaged, not an image, too large, or of another size than `exact` asks for.
     """
     with _opened(path) as image:
-        if framing.kind == "resized_crop" and key is not None:
-            square = _random_square(image, framing.size, key)
-        elif framing.kind == "exact":
-            square = _upright(image)
-            _check_exact(square, framing.size)
-        else:
-            shorter = framing.size * 256 // 224 if framing.kind == "resized_crop" else framing.size
-            square = _centre_square(_upright(image), shorter, framing.size)
-        return image_tensor(square)
+        return image_tensor(_square(image, framing, key))
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -144,11 +136,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(too_large) from error
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-        raise DataError(f"{name} cannot be read as an image ({_line(error)}); replace or remove it") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{name} cannot be read as an image ({one_line(error)}); replace or remove it") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -166,6 +154,19 @@ def _check_exact(image: Image.Image, size: int) -> None:
             f"has {image.width} x {image.height} pixels where the first image has {size} x {size};"
             " set data.image_size to bring all to one size"
         )
+
+
+def _square(image: Image.Image, framing: Framing, key: int | None) -> Image.Image:
+    size = framing.size
+    if framing.kind == "exact":
+        square = _upright(image)
+        _check_exact(square, size)
+        return square
+    if framing.kind == "centre":
+        return _centre_square(_upright(image), size, size)
+    if key is None:
+        return _centre_square(_upright(image), size * 256 // 224, size)
+    return _random_square(image, size, key)
 
 
 def _centre_square(image: Image.Image, shorter: int, size: int) -> Image.Image:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from coterie.config.schema import DataConfig
 from coterie.core import draws
 from coterie.core.errors import ConfigError, DataError
 from coterie.data.base import DATA, Normalisation, Source, Split
-from coterie.data.checks import check_batch_size, check_counts, check_labels
+from coterie.data.checks import check_batch_size, check_counts, check_labels, check_own_labels
 from coterie.data.files import FileSplit
 from coterie.data.split import hold_out, limit_rows
 
@@ -21,10 +23,13 @@ class Opened:
     Attributes:
         name: registered name of the data set.
         train: images to train on.
-        validation: images held out of the training set for every choice; None when nothing is held out.
+        validation: images held out of the training set for every choice, or the data set's own validation split;
+            None when nothing is held out.
         test: opens and checks the test split; called once, at the end of a run.
-        classes: class names by label.
+        classes: class names by label, of the training images.
         normalisation: applied after augmentation.
+        unseen: whether validation and test hold classes that training does not know; each numbers its own from 0.
+        test_labels: `[N]` int64, labels of the test split, where they are known without opening it.
     """
 
     name: str
@@ -33,10 +38,12 @@ class Opened:
     test: Callable[[], Split]
     classes: tuple[str, ...]
     normalisation: Normalisation
+    unseen: bool = False
+    test_labels: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
-        """K, the number of classes."""
+        """K, the number of classes to train on."""
         return len(self.classes)
 
 
@@ -49,7 +56,8 @@ def open_data(config: DataConfig, seed: int, source: Source | None = None) -> Op
         source: an opened data set that takes the place of `config.name`, such as `from_dataset` makes.
 
     Returns:
-        Splits with labels in `[0, K)`, two classes or more, and enough images for a batch.
+        Splits with labels in `[0, K)`, two classes or more, and enough images for a batch; validation and test splits
+        of unseen classes have labels in ranges of their own, each class with images.
 
     Raises:
         ConfigError: the name is unknown, or a number is out of range or does not suit the data set.
@@ -58,12 +66,7 @@ def open_data(config: DataConfig, seed: int, source: Source | None = None) -> Op
     _check_config(config)
     source = source or DATA[config.name](config, seed)
     _check_source(source, config)
-    train, validation = source.train, None
-    if config.limit:
-        train = train.select(limit_rows(train.labels, config.limit, seed))
-    if config.validation:
-        rows, held = hold_out(train.labels, config.validation, draws.mix(seed, "split"))
-        train, validation = train.select(rows), train.select(held)
+    train, validation = _divided(source, config, seed)
     check_batch_size(len(train.labels), config.batch_size)
     return Opened(
         name=source.name,
@@ -72,6 +75,8 @@ def open_data(config: DataConfig, seed: int, source: Source | None = None) -> Op
         test=lambda: _checked_test(source),
         classes=source.classes,
         normalisation=source.normalisation,
+        unseen=source.unseen,
+        test_labels=source.test_labels,
     )
 
 
@@ -80,6 +85,17 @@ def _check_config(config: DataConfig) -> None:
     for name, low in least.items():
         if getattr(config, name) < low:
             raise ConfigError(f"data.{name}={getattr(config, name)} is too small; give at least {low}")
+
+
+def _divided(source: Source, config: DataConfig, seed: int) -> tuple[Split, Split | None]:
+    """The training images, as many as asked for, and those held out."""
+    train, validation = source.train, source.validation if config.validation else None
+    if config.limit:
+        train = train.select(limit_rows(train.labels, config.limit, seed))
+    if config.validation and validation is None:
+        rows, held = hold_out(train.labels, config.validation, draws.mix(seed, "split"))
+        return train.select(rows), train.select(held)
+    return train, validation
 
 
 def _check_source(source: Source, config: DataConfig) -> None:
@@ -92,14 +108,32 @@ def _check_source(source: Source, config: DataConfig) -> None:
         raise ConfigError(
             f"data.augment='resized_crop' cuts image files and {source.name} has none; use 'crop', or a folder"
         )
+    _check_validation(source, config)
+
+
+def _check_validation(source: Source, config: DataConfig) -> None:
+    if not 0 <= config.validation < 1:
+        raise ConfigError(f"data.validation={config.validation} is not a share; give a number from 0 to below 1")
+    if source.validation is not None:
+        _check_held_out(source, source.validation, "validation")
+    elif source.unseen and config.validation:
+        raise ConfigError(f"{source.name} has no classes to validate on; set data.validation=0")
 
 
 def _checked_test(source: Source) -> Split:
-    test, train = source.test(), source.train
-    check_labels(test.labels, len(source.classes), "the test set")
-    if (test.channels, test.image_size) != (train.channels, train.image_size):
+    test = source.test()
+    _check_held_out(source, test, "test")
+    return test
+
+
+def _check_held_out(source: Source, split: Split, what: str) -> None:
+    train = source.train
+    if source.unseen:
+        check_own_labels(split.labels, f"the {what} set")
+    else:
+        check_labels(split.labels, len(source.classes), f"the {what} set")
+    if (split.channels, split.image_size) != (train.channels, train.image_size):
         raise DataError(
-            f"test images are {test.channels} x {test.image_size} x {test.image_size} and training images"
+            f"{what} images are {split.channels} x {split.image_size} x {split.image_size} and training images"
             f" {train.channels} x {train.image_size} x {train.image_size}; bring them to one size"
         )
-    return test

@@ -146,12 +146,15 @@ class _Fetcher(Dataset[Any]):
     def __getitem__(self, request: _Request) -> tuple[Tensor, Tensor] | _Failure:
         epoch, rows = request
         try:
-            views = range(1 if epoch == _EVALUATION else self.views)
-            return torch.stack([self._view(epoch, rows, view) for view in views]), torch.tensor(rows)
+            return self._views(epoch, rows), torch.tensor(rows)
         except CoterieError as error:
             if get_worker_info() is None:
                 raise
             return _Failure(str(error))
+
+    def _views(self, epoch: int, rows: Iterable[int]) -> Tensor:
+        views = range(1 if epoch == _EVALUATION else self.views)
+        return torch.stack([self._view(epoch, rows, view) for view in views])
 
     def _view(self, epoch: int, rows: Iterable[int], view: int) -> Tensor:
         if epoch == _EVALUATION:

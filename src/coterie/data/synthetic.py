@@ -32,11 +32,7 @@ def synthetic(config: DataConfig, seed: int) -> Source:
     Raises:
         ConfigError: fewer than two classes, or fewer than two training images of each.
     """
-    if config.classes < 2 or config.samples < 2 * config.classes:
-        raise ConfigError(
-            f"data.samples={config.samples} and data.classes={config.classes} make no data set;"
-            " give at least 2 classes and twice as many samples as classes"
-        )
+    _check(config)
     size, key = config.image_size or _SIDE, draws.mix(seed, "synthetic")
     return Source(
         name="synthetic",
@@ -45,6 +41,14 @@ def synthetic(config: DataConfig, seed: int) -> Source:
         classes=tuple(f"pattern {label}" for label in range(config.classes)),
         normalisation=Normalisation(mean=(0.5,) * 3, std=(0.25,) * 3),
     )
+
+
+def _check(config: DataConfig) -> None:
+    if config.classes < 2 or config.samples < 2 * config.classes:
+        raise ConfigError(
+            f"data.samples={config.samples} and data.classes={config.classes} make no data set;"
+            " give at least 2 classes and twice as many samples as classes"
+        )
 
 
 def _make(samples: int, classes: int, size: int, key: int, part: str) -> ArraySplit:

@@ -39,7 +39,9 @@ class Diagnostics:
         before = run.batches - run.loader.batches_per_epoch
         if run.batches // _EVERY == before // _EVERY and run.clock.epoch + 1 < run.epochs:
             return
-        batch = _first(next(iter(run.loader.batches(run.clock.epoch))), _IMAGES)
+        batch = next(iter(run.loader.batches(run.clock.epoch)))
+        if run.objective.method.requirements().episode is None:  # a part of an episode is none
+            batch = _first(batch, _IMAGES)
         run.objective.eval()
         with torch.enable_grad(), run.precision.autocast():
             peers, terms = run.objective(run.objective.prepare(batch))

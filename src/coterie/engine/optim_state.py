@@ -12,7 +12,7 @@ from coterie.core.errors import CheckpointError
 from coterie.core.files import JsonValue
 from coterie.engine.snapshot import Plain, Tensors, as_list, as_mapping
 
-_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")  # of SGD and AdamW
+_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")  # of SGD, Adam and AdamW
 Names: TypeAlias = Mapping[Tensor, str]
 
 # What a group holds beside its options: the parameters, and how this machine computes.
@@ -199,7 +199,7 @@ def _numbered(optimizer: torch.optim.Optimizer, names: Names) -> dict[str, tuple
 def _require_tensor(value: object, found: str) -> None:
     if not isinstance(value, Tensor):
         raise CheckpointError(
-            f"{found} as a {type(value).__name__}; use an optimiser whose state is tensors, such as sgd or adamw"
+            f"{found} as a {type(value).__name__}; use an optimiser whose state is tensors, such as sgd, adam or adamw"
         )
 
 

@@ -37,7 +37,8 @@ def learning_rate(config: OptimConfig, *, step: int, steps_per_epoch: int, epoch
 
 def _factor(config: OptimConfig, epoch: float, epochs: int) -> float:
     if config.schedule == "step":
-        return config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
+        passed = sum(epoch >= milestone for milestone in config.milestones)
+        return config.gamma ** (int(epoch // config.every) if config.every else passed)
     if config.schedule == "cosine":
         return _cosine((epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9))
     if config.schedule == "one_cycle":

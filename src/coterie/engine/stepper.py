@@ -19,8 +19,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> t
         parameters: weights, biases, normalisation and heads; weight decay applies to all, as in the papers' code.
         config: name, rate, momentum, decay.
     """
-    if config.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    if config.name != "sgd":
+        kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+        return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         parameters,
         lr=config.lr,

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from coterie.cohort import Cohort
+from coterie.core.errors import NumericError
 from coterie.core.method import Method
 from coterie.core.types import PeerOutput
-from coterie.metrics import CohortScores, CohortTally
+from coterie.losses.logits import at_least_float32
+from coterie.metrics import CohortScores, CohortTally, Scores
 
 
 @torch.inference_mode()
-def classify(cohort: Cohort, method: Method, batches: Iterable[tuple[Tensor, Tensor]]) -> CohortScores:
+def classify(cohort: Cohort, method: Method, batches: Iterable[tuple[Tensor, Tensor]]) -> CohortScores[Scores]:
     """Score a cohort on labelled images.
 
     Every image is run once through every peer, in evaluation mode; the mode is put back afterwards. The device is
@@ -51,6 +53,29 @@ def peer_logits(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]]) -> Ite
     """
     for peers, labels in _outputs(cohort, batches):
         yield [peer.logits for peer in peers], labels
+
+
+def peer_embeddings(cohort: Cohort, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
+    """Run every image once through every peer, in evaluation mode, which is put back afterwards.
+
+    Args:
+        cohort: the peers.
+        batches: images `[B, C, H, W]` and labels `[B]`, on the device of the cohort.
+
+    Returns:
+        Embeddings of the peers, M times `[N, D]` in at least float32, and labels `[N]`, on the device.
+
+    Raises:
+        NumericError: an embedding is not finite.
+    """
+    parts, labels = [], []
+    for peers, targets in _outputs(cohort, batches):
+        parts.append([at_least_float32(peer.embedding) for peer in peers])
+        labels.append(targets)
+    embeddings = [torch.cat(column) for column in zip(*parts, strict=True)]
+    if not torch.stack([values.isfinite().all() for values in embeddings]).all():
+        raise NumericError("an embedding is not finite; the network that made it has diverged, lower optim.lr")
+    return embeddings, torch.cat(labels)
 
 
 @torch.no_grad()

@@ -5,7 +5,9 @@ from coterie.experiment.catalogue import catalogue
 from coterie.experiment.comparison import Comparison
 from coterie.experiment.doctor import Finding, diagnose
 from coterie.experiment.experiment import Experiment
+from coterie.experiment.fewshot import fewshot_run
 from coterie.experiment.finished import evaluate_run, export_run
+from coterie.experiment.pictures import fewshot_pictures
 from coterie.experiment.plan import Plan, make_plan
 from coterie.experiment.runs import continue_run, new_folder, open_run
 from coterie.experiment.transfer import transfer_run
@@ -21,6 +23,8 @@ __all__ = [
     "diagnose",
     "evaluate_run",
     "export_run",
+    "fewshot_pictures",
+    "fewshot_run",
     "make_plan",
     "new_folder",
     "open_run",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from coterie.core.errors import CheckpointError
@@ -27,6 +29,21 @@ def restore_scorable(parts: Parts, snapshot: Snapshot) -> None:
     """
     restore_peers(parts.cohort, snapshot)
     restore_module(parts.method, snapshot.section("method"), what="the method")
+
+
+def scores_equal(first: Snapshot, second: Snapshot) -> bool:
+    """Whether two states of a run must score the same: what `scorable` gathers of them has the same bits.
+
+    Args:
+        first: what `scorable` gathered.
+        second: the same, or a whole checkpoint.
+    """
+    same_peers = first.values.get("peers") == second.values.get("peers")
+    return same_peers and all(_same(first.section(name), second.tensors.get(name, {})) for name in first.tensors)
+
+
+def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def load_best(folder: Path) -> Snapshot | None:

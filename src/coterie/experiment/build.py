@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from coterie.cohort import Cohort, Teachers
-from coterie.config import Recipe, TrainConfig
+from coterie.config import DataConfig, Recipe, TrainConfig
+from coterie.core.allocator import keep_freed_memory
 from coterie.core.combined import make_method
 from coterie.core.draws import mix
 from coterie.core.errors import ConfigError
 from coterie.core.method import Facts, Method, PeerFacts
-from coterie.data import ClassAwareOrder, Opened, Order, ShuffledOrder, ViewPlan
+from coterie.data import ClassAwareOrder, EpisodeOrder, Opened, Order, ShuffledOrder, ViewPlan
 from coterie.engine.rng_state import restore_rng, rng_tensors, rng_values
 from coterie.experiment.weights import load_weights
 from coterie.nets import NETS
@@ -191,23 +192,41 @@ def _check_views(recipe: Recipe, method: Method, data: Opened) -> None:
     config, views = recipe.data, views_for(recipe, method)
     plan = ViewPlan.of(config, data.normalisation, seed=recipe.seed)
     if views > 1 and not (plan.padding or plan.flip or getattr(data.train, "varies", False)):
-        plain = config.augment == "none"
-        cause = "data.augment='none'" if plain else "data.padding=0 with data.flip=false"
-        remedy = "data.augment=crop" if plain else "data.padding=4"
+        cause, remedy = _why_alike(config)
         raise ConfigError(f"{views} views of each image are asked for and {cause} makes them all alike; set {remedy}")
 
 
+def _why_alike(config: DataConfig) -> tuple[str, str]:
+    """The settings that make all views of an image alike, and the one that changes it."""
+    if config.augment == "none":
+        return "data.augment='none'", "data.augment=crop"
+    return "data.padding=0 with data.flip=false", "data.padding=4"
+
+
 def order_for(recipe: Recipe, method: Method, data: Opened) -> Order:
-    """Choose the order of the images: shuffled, or by class when the method needs several images of each in a batch.
+    """Choose the order of the images: episodes, by class when the method needs several of each in a batch, or shuffled.
 
     Raises:
-        CoterieError: batches of so many images of a class cannot be made of the data.
+        CoterieError: such batches cannot be made of the data.
     """
-    labels, key = data.train.labels, mix(recipe.seed, "order")
-    per_class = method.requirements().samples_per_class
+    labels, key, needs = data.train.labels, mix(recipe.seed, "order"), method.requirements()
+    per_class, episode = needs.samples_per_class, needs.episode
+    if episode is not None:
+        if episode.per_class < per_class:
+            raise ConfigError(
+                f"{recipe.method} needs {per_class} images of each class and an episode has {episode.per_class};"
+                " raise its queries"
+            )
+        return EpisodeOrder(labels, episode, key)
     if per_class:
         return ClassAwareOrder(labels, recipe.data.batch_size, per_class, key)
     return ShuffledOrder(len(labels), recipe.data.batch_size, key)
+
+
+def images_per_batch(recipe: Recipe, method: Method) -> int:
+    """Number of images B in a training batch: those of an episode, or `data.batch_size`."""
+    episode = method.requirements().episode
+    return recipe.data.batch_size if episode is None else episode.images
 
 
 def pick_device(name: str) -> torch.device:
@@ -231,12 +250,15 @@ def pick_device(name: str) -> torch.device:
 def runtime(config: TrainConfig, seed: int) -> Iterator[None]:
     """Context with the threads, the determinism and the global generators of a run; all are put back afterwards.
 
+    The process keeps the memory it frees from then on, see `keep_freed_memory`.
+
     Args:
         config: threads and determinism.
         seed: of the global generators of torch, numpy and Python, which only a user's own modules draw from.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     tensors, values = rng_tensors(), rng_values()
+    keep_freed_memory()
     torch.set_num_threads(config.threads or threads)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA refuses to be deterministic

@@ -59,7 +59,10 @@ def _recipes() -> Rows:
         text = find_recipe(name).read_text(encoding="utf-8")
         tree = tomllib.loads(text)
         comment = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
-        rows.append((name, str(tree.get("epochs", "")), comment, str(tree["method"]["name"])))
+        methods = tree["method"]["name"]
+        rows.append(
+            (name, str(tree.get("epochs", "")), comment, methods if isinstance(methods, str) else " + ".join(methods))
+        )
     return rows
 
 

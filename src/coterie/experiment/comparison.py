@@ -24,7 +24,7 @@ from coterie.experiment.changes import differences
 from coterie.experiment.experiment import Experiment
 from coterie.reports import ComparisonTable, RunResult, compare_runs, curves_of, learning_curves, read_run
 
-_EQUAL = ("data.", "optim.", "epochs", "train.precision", "train.deterministic", "seed")
+_EQUAL = ("data.", "fewshot.", "optim.", "epochs", "train.precision", "train.deterministic", "seed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,20 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from coterie.config import Recipe
+from coterie.config import FewshotConfig, Recipe
 from coterie.core.draws import mix
 from coterie.core.errors import ConfigError, CoterieError
 from coterie.core.record import RunFolder
 from coterie.data import Source, Split, evaluation_batches, open_data
 from coterie.engine import CheckpointStore, Interrupt, Preempted, Snapshot, fit
-from coterie.evaluation import classify, peer_logits
+from coterie.evaluation import classify, draw_episodes, peer_embeddings, peer_logits, score_episodes
 from coterie.experiment.build import Parts, build_cohort, build_method, net_names, order_for, pick_device, runtime
+from coterie.experiment.new_classes import check_scores
 from coterie.experiment.phases import Phase, adopt_peers, epoch_of, peers_in, phase_at, phases_of
 from coterie.experiment.session import Row, Session, Setting
 from coterie.experiment.teacher_cache import cache_size, cached_outputs, check_taught, on_device
 from coterie.experiment.teachers import build_teachers, cohort_facts, teacher_facts, teacher_scores
-from coterie.metrics import CohortScores
+from coterie.metrics import CohortScores, Measured
 from coterie.nets.inputs import sight_for
 
 Begin: TypeAlias = Literal["start", "start_over", "resume"]
@@ -41,6 +42,9 @@ class Experiment:
         source: an opened data set, in place of the one the recipe names.
         console: where to show progress; standard output by default.
         quiet: show nothing.
+
+    Attributes:
+        columns: what new classes will be scored by after training, besides the recipe's `fewshot`; checked before it.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Experiment:
         self.source = source
         self.console = console or Console(file=sys.stdout)
         self.quiet = quiet
+        self.columns: tuple[FewshotConfig, ...] = ()
 
     def build(self, peers: Sequence[int] = (), given: Snapshot | None = None) -> Parts:
         """Open the data and build cohort and method on their device; what can be wrong is found here.
@@ -87,7 +92,7 @@ class Experiment:
             recipe,
             cohort,
             data,
-            phase=next((number for number, phase in enumerate(phases) if phase.peers == peers), 0),
+            phase=_number_of(peers, phases),
             peers=cohort_facts(cohort, teachers, (channels, size, size)),
             teachers=teacher_facts(teachers, data),
         ).to(device)
@@ -100,6 +105,16 @@ class Experiment:
         check_taught(recipe, needs, len(teachers))
         order = order_for(recipe, method, data)
         return Parts(data, cohort, method, order, device, teachers, sight.to(device), peers, names)
+
+    def build_to_train(self, peers: Sequence[int] = (), given: Snapshot | None = None) -> Parts:
+        """Build as `build` does, and check that the run can be scored when it is trained.
+
+        Raises:
+            CoterieError: as `build`, or classes of validation or test are too few for the episodes of the scores.
+        """
+        parts = self.build(peers, given)
+        check_scores(self.recipe, parts.method, parts.data, self.columns)
+        return parts
 
     def train(self, *, resume: bool = False, fresh: bool = False) -> dict[str, Any]:
         """Train to the last epoch, then open the test set and score leader, peers and ensemble on it.
@@ -166,16 +181,26 @@ class Experiment:
         try:
             if found is None:
                 for later in reversed(phases_of(self.recipe)[1:]):
-                    self.build(later.peers)  # what is wrong with a later cohort is found before the first step
+                    self.build_to_train(later.peers)  # what is wrong with a later cohort is found before the first step
             changes = found is not None and peers_in(found, self.recipe) != phase.peers
-            return self.build(phase.peers, found if changes else None)
+            return self.build_to_train(phase.peers, found if changes else None)
         except CoterieError:
             self.folder.remove_if_unused()
             raise
 
-    def score(self, parts: Parts, split: Split) -> CohortScores:
-        """Score the cohort as it stands on a split."""
+    def score(self, parts: Parts, split: Split) -> CohortScores[Measured]:
+        """Score the cohort as it stands on a split: by episodes where its classes are new, else as a classifier."""
+        if parts.data.unseen:
+            config = self.recipe.fewshot
+            embeddings, labels = self.embeddings(parts, split)
+            rows = draw_episodes(labels, config, "the split")
+            leader, head = parts.cohort.leader, head_of(parts, config)
+            return score_episodes(embeddings, rows, shots=config.shots, head=head, leader=leader).scores()
         return classify(parts.cohort, parts.method, self._batches(parts, split))
+
+    def embeddings(self, parts: Parts, split: Split) -> tuple[list[Tensor], Tensor]:
+        """Embed a split by every peer as it stands: M times `[N, D]`, and the labels `[N]`."""
+        return peer_embeddings(parts.cohort, self._batches(parts, split))
 
     def score_teachers(self, parts: Parts, split: Split) -> list[float]:
         """Measure the top-1 accuracy of each teacher on a split, in per cent."""
@@ -206,6 +231,17 @@ class Experiment:
             workers=self.recipe.data.workers,
             channels_last=self.recipe.train.channels_last,
         )
+
+
+def _number_of(peers: tuple[int, ...], phases: Sequence[Phase]) -> int:
+    return next((number for number, phase in enumerate(phases) if phase.peers == peers), 0)
+
+
+def head_of(parts: Parts, config: FewshotConfig) -> str:
+    """Name how embeddings of new classes are read: as the recipe says, or as the method trains them."""
+    episode = parts.method.requirements().episode
+    trained = "euclidean" if episode is None else episode.head
+    return trained if config.head == "auto" else config.head
 
 
 def _run(session: Session) -> Row | None:

@@ -19,11 +19,20 @@ from coterie.engine import CheckpointStore, restore_peers
 from coterie.engine.snapshot import Snapshot
 from coterie.evaluation.export import ExportReport, export_leader, report_table
 from coterie.evaluation.model_card import ModelCard
-from coterie.experiment.best import load_best, restore_scorable
+from coterie.experiment.best import load_best, restore_scorable, scores_equal
 from coterie.experiment.build import Parts, build_nets, runtime
 from coterie.experiment.experiment import Experiment
 from coterie.experiment.phases import peers_in
 from coterie.experiment.runs import open_run
+
+_COLUMNS = {
+    "top1": ("top-1 %", ".2f"),
+    "top5": ("top-5 %", ".2f"),
+    "nll": ("NLL", ".4f"),
+    "ece": ("ECE", ".4f"),
+    "interval": ("95 % +-", ".2f"),
+    "episodes": ("episodes", ".0f"),
+}  # what may have been measured: heading and format
 
 
 def evaluate_run(
@@ -48,14 +57,20 @@ def evaluate_run(
     with runtime(experiment.recipe.train, mix(experiment.recipe.seed, "globals")):
         scores: dict[str, Any] = {}
         tables = []
-        for title, snapshot in _states(experiment):
+        states = states_of(experiment)
+        for title, snapshot in states:
             parts = experiment.build(peers_in(snapshot, experiment.recipe))
-            restore_scorable(parts, snapshot)
-            scores[title] = experiment.score(parts, parts.data.test()).as_dict()
+            known = scores.get(states[0][0]) if scores_equal(snapshot, states[0][1]) else None
+            scores[title] = known or _scored(experiment, parts, snapshot)
             tables.append(score_rows(title, scores[title], leader=parts.cohort.leader, names=parts.names))
     if console is not None:
         console.print(score_table(row for rows in tables for row in rows))
     return scores
+
+
+def _scored(experiment: Experiment, parts: Parts, snapshot: Snapshot) -> dict[str, Any]:
+    restore_scorable(parts, snapshot)
+    return experiment.score(parts, parts.data.test()).as_dict()
 
 
 def score_rows(
@@ -69,12 +84,13 @@ def score_rows(
 
 def score_table(rows: Iterable[tuple[str, str, dict[str, float]]]) -> Table:
     """Lay out what `score_rows` returned for a terminal."""
+    rows = list(rows)
+    measured = [name for name in _COLUMNS if all(name in row for _, _, row in rows)]
     table = Table("weights", "network", box=None, pad_edge=False)
-    for heading in ("top-1 %", "top-5 %", "NLL", "ECE"):
+    for heading, _ in map(_COLUMNS.__getitem__, measured):
         table.add_column(heading, justify="right", no_wrap=True)
     for title, name, row in rows:
-        figures = f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['nll']:.4f}", f"{row['ece']:.4f}"
-        table.add_row(title, Text(name), *figures)
+        table.add_row(title, Text(name), *(f"{row[key]:{_COLUMNS[key][1]}}" for key in measured))
     return table
 
 
@@ -95,7 +111,7 @@ def export_run(
     experiment = open_run(folder, plugins=plugins)
     recipe = experiment.recipe
     with runtime(recipe.train, mix(recipe.seed, "globals")):
-        _, snapshot = _states(experiment)[0]
+        _, snapshot = states_of(experiment)[0]
         parts = experiment.build(peers_in(snapshot, recipe))
         restore_peers(parts.cohort, snapshot)
         report = export_leader(
@@ -159,7 +175,12 @@ def _show(report: ExportReport, console: Console) -> None:
     )
 
 
-def _states(experiment: Experiment) -> list[tuple[str, Snapshot]]:
+def states_of(experiment: Experiment) -> list[tuple[str, Snapshot]]:
+    """Name and read the states of a run that can be scored: the newest first, then the best on validation.
+
+    Raises:
+        CheckpointError: there is no sound checkpoint.
+    """
     store = CheckpointStore(experiment.folder.checkpoints)
     newest = store.load_newest(read_only=True)
     if newest is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -106,15 +106,26 @@ def adopt_rest(run: Run, peers: Sequence[int], snapshot: Snapshot, before: Seque
     places = {place: before.index(peer) for place, peer in enumerate(peers) if peer in before}
     names = dict(_old_names(method, places, len(peers)))
     _fill(method.state_dict(), names, snapshot.section("method"))
+    _adopt_rows(method, snapshot, places)
+    state = _expanded(joined_owners(snapshot.tensors), snapshot, before)
+    renamed = {f"method.{new}": f"method.{old}" for new, old in names.items()} | _renamed_peers(cohort, places)
+    adopt_optimizer(run.stepper.optimizer, parameter_names(cohort, method), state, renamed)
+
+
+def _adopt_rows(method: Method, snapshot: Snapshot, places: Mapping[int, int]) -> None:
     for key, memory in method.memories.items():
         rows = snapshot.section("memory").get(f"{key}/rows")
         if isinstance(memory, MemoryBank) and rows is not None:
             memory.adopt(rows, places)
-    state = _expanded(joined_owners(snapshot.tensors), snapshot, before)
-    renamed = {f"method.{new}": f"method.{old}" for new, old in names.items()}
-    for new, old in places.items():
-        renamed |= {f"peer{new}.{name}": f"peer{old}.{name}" for name, _ in cohort[new].named_parameters()}
-    adopt_optimizer(run.stepper.optimizer, parameter_names(cohort, method), state, renamed)
+
+
+def _renamed_peers(cohort: Cohort, places: Mapping[int, int]) -> dict[str, str]:
+    """Old names of the parameters of the peers that stay, by their new ones."""
+    return {
+        f"peer{new}.{name}": f"peer{old}.{name}"
+        for new, old in places.items()
+        for name, _ in cohort[new].named_parameters()
+    }
 
 
 def _one_each(name: str, given: Sequence[int], count: int) -> list[int]:
@@ -139,7 +150,7 @@ def _old_names(method: Method, places: Mapping[int, int], now: int) -> Iterator[
     """New and old name of every tensor of a method that can be carried over."""
     lists = {path: len(module) // now for path, module in method.named_modules() if _is_per_peer(module, now)}
     for name in method.state_dict():
-        owner = next((path for path in lists if name.startswith(f"{path}.")), None)
+        owner = _owner(name, lists)
         if owner is None:
             yield name, name
             continue
@@ -154,6 +165,11 @@ def _is_per_peer(module: nn.Module, peers: int) -> bool:
 
 
 @torch.no_grad()
+def _owner(name: str, lists: Iterable[str]) -> str | None:
+    """The list of modules that a tensor belongs to."""
+    return next((path for path in lists if name.startswith(f"{path}.")), None)
+
+
 def _fill(tensors: Mapping[str, Tensor], names: Mapping[str, str], saved: Mapping[str, Tensor]) -> None:
     for new, old in names.items():
         if old in saved and saved[old].shape == tensors[new].shape:

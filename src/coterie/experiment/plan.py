@@ -9,12 +9,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from coterie.config import OptimConfig, Recipe
 from coterie.core.draws import mix
-from coterie.data import ShuffledOrder, ViewPlan, make_loader
+from coterie.data import ViewPlan, make_loader
 from coterie.engine import Objective, learning_rate
-from coterie.experiment.build import Parts, runtime, views_for
+from coterie.experiment.build import Parts, images_per_batch, runtime, views_for
 from coterie.experiment.experiment import Experiment
 from coterie.experiment.phases import phases_of
 from coterie.experiment.teacher_cache import cache_size
@@ -22,6 +23,17 @@ from coterie.nets.cost import activation_bytes, count_parameters, multiply_adds
 
 _MIB = 2**20
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class _AsTheyAre:
+    """One batch of all rows in their order."""
+
+    count: int
+    batches_per_epoch: int = 1
+
+    def rows(self, epoch: int, position: int) -> Tensor:
+        return torch.arange(self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     experiment = Experiment(recipe, folder=Path("runs"), quiet=True)
     with runtime(recipe.train, mix(recipe.seed, "globals")):
-        parts = experiment.build()
+        parts = experiment.build_to_train()
         sections = (_peers, _data, _method, _budget)
         return Plan(tuple(line for section in sections for line in section(recipe, parts)))
 
@@ -71,7 +83,8 @@ def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
     shared = f"stem and {stages}" if cohort.shared else "nothing: separate peers"
     views = views_for(recipe, parts.method)
     activations = activation_bytes(cohort, (views, *shape), _DTYPES[recipe.train.precision], batch_dim=1)
-    size = activations * recipe.data.batch_size / _MIB
+    images = images_per_batch(recipe, parts.method)
+    size = activations * images / _MIB
     return [
         *lines,
         ("shared", shared),
@@ -81,7 +94,7 @@ def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
             "trained",
             f"{count_parameters(cohort):,} parameters in the cohort, {count_parameters(parts.method):,} in heads",
         ),
-        ("activations", f"about {size:.0f} MiB for a batch of {recipe.data.batch_size}, kept for the backward pass"),
+        ("activations", f"about {size:.0f} MiB for a batch of {images}, kept for the backward pass"),
     ]
 
 
@@ -122,9 +135,10 @@ def _method(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
 def _terms(recipe: Recipe, parts: Parts) -> list[tuple[str, float, float]]:
     split = parts.data.train
     rows = torch.arange(min(len(split.labels), max(2, min(recipe.data.batch_size, 8))))
+    if parts.method.requirements().episode is not None:
+        rows = parts.order.rows(0, 0)
     plan = ViewPlan.of(recipe.data, parts.data.normalisation, seed=recipe.seed, views=views_for(recipe, parts.method))
-    order = ShuffledOrder(len(rows), len(rows), 0)
-    loader = make_loader(split.select(rows), order=order, plan=plan, device=parts.device)
+    loader = make_loader(split.select(rows), order=_AsTheyAre(len(rows)), plan=plan, device=parts.device)
     with torch.no_grad():
         objective = Objective(parts.cohort, parts.method, teachers=parts.teachers, sight=parts.sight)
         _, terms = objective(objective.prepare(next(iter(loader.batches(0)))))
@@ -132,13 +146,13 @@ def _terms(recipe: Recipe, parts: Parts) -> list[tuple[str, float, float]]:
 
 
 def _budget(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
-    batches = len(parts.data.train.labels) // recipe.data.batch_size
+    batches, images = parts.order.batches_per_epoch, images_per_batch(recipe, parts.method)
     steps = -(-batches // recipe.optim.accumulate)
     optim = recipe.optim
     return [
         ("optimiser", f"{optim.name}, weight decay {optim.weight_decay:g}"),
         ("learning rate", _rates(optim, steps, recipe.epochs)),
-        ("steps", f"{recipe.epochs} epochs x {steps:,} = {recipe.epochs * steps:,} of {recipe.data.batch_size} images"),
+        ("steps", f"{recipe.epochs} epochs x {steps:,} = {recipe.epochs * steps:,} of {images} images"),
         ("device", f"{parts.device}, {recipe.train.precision}"),
     ]
 

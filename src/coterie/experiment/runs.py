@@ -80,10 +80,14 @@ def continue_run(experiment: Experiment, *, fresh: bool = False) -> dict[str, An
 
 def _result(experiment: Experiment) -> dict[str, Any] | None:
     run = experiment.folder
-    status = run.read_status()
-    if status is None or status.state != "done" or not run.result.exists():
+    if not _is_done(run):
         return None
     if differences(run.recipe.read_text(encoding="utf-8"), to_toml(experiment.recipe)):
         return None  # whether the settings may differ is for the checkpoint to say
     result = read_json(run.result)
     return dict(result) if isinstance(result, dict) and "last" in result else None
+
+
+def _is_done(run: RunFolder) -> bool:
+    status = run.read_status()
+    return status is not None and status.state == "done" and run.result.exists()

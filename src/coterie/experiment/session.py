@@ -39,14 +39,14 @@ from coterie.engine import (
     save_to,
 )
 from coterie.engine.snapshot import as_mapping
-from coterie.experiment.best import load_best, restore_scorable, scorable
+from coterie.experiment.best import load_best, restore_scorable, scorable, scores_equal
 from coterie.experiment.build import Parts, views_for
 from coterie.experiment.changes import check_unchanged
 from coterie.experiment.phases import Phase, adopt_rest, peers_in
 from coterie.experiment.teachers import digest_of
 from coterie.experiment.tensorboard import TensorBoard
 from coterie.experiment.validation import Validation
-from coterie.metrics import CohortScores
+from coterie.metrics import CohortScores, Measured
 
 Row = dict[str, Any]
 _MEASURED = 2_000  # images at most that teachers are measured on
@@ -75,7 +75,7 @@ class Setting:
     folder: RunFolder
     parts: Parts
     phase: Phase
-    score: Callable[[Parts, Split], CohortScores]
+    score: Callable[[Parts, Split], CohortScores[Measured]]
     score_teachers: Callable[[Parts, Split], list[float]]
     held_out: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor]]]
     build: Callable[[Sequence[int]], Parts]
@@ -166,9 +166,7 @@ class Session:
         else:
             adopt_rest(self.run, peers, snapshot, before)
             restore_place(self.run, snapshot)
-        best = snapshot.values.get("best")
-        if self.validation is not None and isinstance(best, float):
-            self.validation.best = self.keeper.extra["best"] = best
+        self._restore_best(snapshot.values.get("best"))
         offset = snapshot.value("log_bytes")
         self.log.truncate(offset if isinstance(offset, int) else 0)
         self.timing.truncate(self.timing.offset())  # only a row that lost its end goes
@@ -179,6 +177,10 @@ class Session:
         else:
             self._emit({"kind": "cohort", "epoch": self.run.clock.epoch, "step": step, "peers": list(peers)})
             self._say(f"epoch {self.run.clock.epoch + 1}: peers {list(before)} become {list(peers)}")
+
+    def _restore_best(self, best: object) -> None:
+        if self.validation is not None and isinstance(best, float):
+            self.validation.best = self.keeper.extra["best"] = best
 
     @property
     def is_last(self) -> bool:
@@ -222,7 +224,9 @@ class Session:
             result["last"]["validation"] = self.setting.score(parts, parts.data.validation).as_dict()
             best = load_best(folder.best)
             if best is not None:
-                result["best_on_validation"] = self._score_best(test, best)
+                same = result["last"]["test"] if scores_equal(best, last) else self._score_best(test, best)
+                kept = {key: best.value(key) for key in ("epoch", "validation")}
+                result["best_on_validation"] = {**kept, "test": same}
         folder.write_result(result)
         return result
 
@@ -233,7 +237,7 @@ class Session:
         restore_scorable(then, best)
         scores = self.setting.score(then, test).as_dict()
         restore_scorable(parts, self.store.load(self.run.batches))
-        return {"epoch": best.value("epoch"), "validation": best.value("validation"), "test": scores}
+        return scores
 
     def _measure_teachers(self) -> None:
         parts = self.setting.parts
@@ -250,12 +254,7 @@ class Session:
                 continue
             self._emit({"kind": "teacher", "epoch": 0, "step": 0, "teacher": number, "images": where, "top1": top1})
             self._say(f"teacher {number}: {top1:.2f} % of {len(split.labels):,} {where} images")
-            chance = 100 / len(parts.data.classes)
-            if top1 < chance + (100 - chance) / 20:
-                message = (
-                    f"teacher {number} is hardly better than chance; are classes and input those it was trained on?"
-                )
-                warnings.warn(message, RecordWarning, stacklevel=2)
+            _warn_if_by_chance(number, top1, parts.data.num_classes)
 
     def _say(self, line: str) -> None:
         if not self.setting.quiet:
@@ -345,3 +344,10 @@ def _facts(setting: Setting) -> dict[str, JsonValue]:
 def _without_facts(snapshot: Snapshot) -> Snapshot:
     """What training has made: settings that may differ between equal runs, such as `data.workers`, are left out."""
     return replace(snapshot, values={key: value for key, value in snapshot.values.items() if key != "facts"})
+
+
+def _warn_if_by_chance(teacher: int, top1: float, num_classes: int) -> None:
+    chance = 100 / num_classes
+    if top1 < chance + (100 - chance) / 20:
+        message = f"teacher {teacher} is hardly better than chance; are classes and input those it was trained on?"
+        warnings.warn(message, RecordWarning, stacklevel=3)

@@ -59,10 +59,15 @@ class Target:
             sees: what networks see of an image, as `net.input`.
 
         Raises:
-            ConfigError: a number is out of range, or nothing would be held out.
+            ConfigError: a number is out of range, nothing would be held out, or the test classes are not trained on.
             DataError: the data cannot be used.
         """
         data = open_data(replace(config, validation=0.0), seed)
+        if data.unseen:
+            raise ConfigError(
+                f"the test classes of {data.name} are not those of training, and a probe knows no others; give data"
+                " that are tested on the classes they train on, or score new classes with coterie fewshot"
+            )
         train = data.train.select(limit_per_class(data.train.labels, limit, seed)) if limit else data.train
         fit, held_out = hold_out(train.labels, config.validation, seed)
         if not len(held_out):

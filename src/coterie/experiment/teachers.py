@@ -110,14 +110,19 @@ def digest_of(teachers: Teachers) -> str:
 
 def _source(weights: str, net: str, sees: str) -> _Source:
     place, _, number = weights.partition("#")
-    if not Path(place).is_dir():
-        if not net and not _is_model(weights):
-            raise ConfigError(f"teacher {weights!r} is no folder of a run; name its network with teacher.nets")
-        return _Source(weights, net, sees or "image")
-    recipe = load_recipe(RunFolder(Path(place)).existing().recipe)
+    if Path(place).is_dir():
+        recipe = load_recipe(RunFolder(Path(place)).existing().recipe)
+        return _Source(weights, net or _net_of_run(Path(place), recipe, number), sees or recipe.net.input)
+    if not net and not _is_model(weights):
+        raise ConfigError(f"teacher {weights!r} is no folder of a run; name its network with teacher.nets")
+    return _Source(weights, net, sees or "image")
+
+
+def _net_of_run(folder: Path, recipe: Recipe, number: str) -> str:
+    """Name the network of a peer, or of the leader where no number is given."""
     names = recipe.cohort.nets or (recipe.net.name,) * recipe.cohort.peers
-    peer = int(number) if number.isdecimal() else leader_of(Path(place), len(names))
-    return _Source(weights, net or names[min(peer, len(names) - 1)], sees or recipe.net.input)
+    peer = int(number) if number.isdecimal() else leader_of(folder, len(names))
+    return names[min(peer, len(names) - 1)]
 
 
 def _is_model(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from coterie.core.types import Batch, Peers, Terms
 from coterie.engine import Run
-from coterie.metrics import CohortScores
+from coterie.metrics import CohortScores, Measured
 
 
 class Validation:
@@ -26,7 +26,7 @@ class Validation:
     def __init__(
         self,
         *,
-        score: Callable[[], CohortScores],
+        score: Callable[[], CohortScores[Measured]],
         every: int,
         emit: Callable[[dict[str, Any]], None],
         on_best: Callable[[dict[str, Any]], None],

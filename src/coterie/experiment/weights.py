@@ -87,11 +87,17 @@ def _of_torch(path: Path) -> Tensors:
 
 
 def _state_dict(found: object, path: Path) -> Tensors:
-    for key in _WRAPPERS:
-        found = found.get(key, found) if isinstance(found, dict) else found
+    found = _unwrapped(found)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ConfigError(f"{path} is not a state dict; save module.state_dict() with safetensors")
     return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def _unwrapped(found: object) -> object:
+    """A state dict without the dictionaries that training scripts put around it."""
+    for key in _WRAPPERS:
+        found = found.get(key, found) if isinstance(found, dict) else found
+    return found
 
 
 def _of_run(folder: Path, number: str) -> Tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.core import METHODS, Batch, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Method, Needs, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import mean_of_others, summed_cross_entropy, summed_kl
 
@@ -45,7 +45,7 @@ class CollaborativeHeads(Method):
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task` and `collective`, with gradient to every peer's logits."""
-        logits = [peer.logits for peer in peers]
+        logits = logits_of(peers)
         share = self.config.task_share
         pull = summed_kl(logits, mean_of_others(logits), temperature=self.config.temperature)
         return Terms().add("task", summed_cross_entropy(logits, batch.labels), share).add("collective", pull, 1 - share)

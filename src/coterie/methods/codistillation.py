@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.cohort.ema import CohortCopy
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, soft_cross_entropy, summed_cross_entropy
 
@@ -80,8 +80,8 @@ class Codistillation(Method):
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task` and `pull`, with gradient to every peer's logits."""
         assert self.copies is not None, "codistillation is used before it is attached to a cohort"
-        logits = [peer.logits for peer in peers]
-        pull = self.pull(logits, [peer.logits for peer in self.copies(batch.views)])
+        logits = logits_of(peers)
+        pull = self.pull(logits, logits_of(self.copies(batch.views)))
         clock = batch.epoch if self.config.burn_in_unit == "epochs" else batch.step
         weight = self.config.weight * (clock >= self.burn_in).to(pull.dtype)
         return Terms().add("task", summed_cross_entropy(logits, batch.labels)).add("pull", pull, weight)
@@ -96,8 +96,7 @@ class Codistillation(Method):
         Returns:
             `[]`, summed over the peers and averaged over the batch.
         """
-        chances = torch.stack([at_least_float32(scores.detach()).softmax(dim=1) for scores in stale])
-        others = (chances.sum(dim=0) - chances) / (len(stale) - 1)
+        others = _mean_chances_of_others(stale)
         total = torch.stack([soft_cross_entropy(own, mean) for own, mean in zip(logits, others, strict=True)]).sum()
         if self.config.divergence == "kl":
             total = total + torch.special.xlogy(others, others).sum() / others.shape[1]
@@ -112,3 +111,9 @@ class Codistillation(Method):
         """Age of the copies and length of the burn-in."""
         refreshed = f"of every peer, refreshed every {self.config.interval} steps"
         return {"stale copies": refreshed, "burn-in": f"{self.burn_in} {self.config.burn_in_unit}"}
+
+
+def _mean_chances_of_others(logits: Sequence[Tensor]) -> Tensor:
+    """For each peer the mean of the other peers' probabilities, `[M, B, K]`, constants."""
+    chances = torch.stack([at_least_float32(scores.detach()).softmax(dim=1) for scores in logits])
+    return (chances.sum(dim=0) - chances) / (len(logits) - 1)

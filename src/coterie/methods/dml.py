@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from coterie.core import METHODS, Batch, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Method, Needs, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import mean_of_others, summed_cross_entropy, summed_kl
 
@@ -68,7 +68,7 @@ class DeepMutualLearning(Method):
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task` and `mutual`, with gradient to every peer's logits."""
-        logits = [peer.logits for peer in peers]
+        logits = logits_of(peers)
         own, targets = self._pairs(logits)
         config = self.config
         pull = summed_kl(own, targets, temperature=self.temperature, detach=config.detach, offset=config.target_offset)

@@ -75,8 +75,12 @@ class FitNets(TeacherMethod):
         """Connect the maps of the stage, which both must have."""
         stage = self.config.stage
         for side, facts in (("student", student), ("teacher", teacher)):
-            if stage >= len(facts.stages):
-                last = len(facts.stages) - 1
-                remedy = f"give method.stage from 0 to {last}" if last > 0 else "choose networks of `coterie list nets`"
-                raise ConfigError(f"fitnets compares stage {stage}, which the {side} does not have; {remedy}")
+            _require_stage(stage, side, facts)
         return Hint(student.stages[stage], teacher.stages[stage], stage)
+
+
+def _require_stage(stage: int, side: str, facts: PeerFacts) -> None:
+    last = len(facts.stages) - 1
+    if stage > last:
+        remedy = f"give method.stage from 0 to {last}" if last > 0 else "choose networks of `coterie list nets`"
+        raise ConfigError(f"fitnets compares stage {stage}, which the {side} does not have; {remedy}")

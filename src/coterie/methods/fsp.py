@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from coterie.cohort import Link, TeacherMethod
-from coterie.cohort.connectors import Which, map_pairs, paired_maps
+from coterie.cohort.connectors import Shape, Which, map_pairs, paired_maps
 from coterie.core import METHODS, Batch, ConfigError, Paper, PeerFacts, PeerOutput
 from coterie.losses.feature_maps import fsp_loss
 
@@ -29,11 +30,11 @@ class Flow(Link):
         super().__init__()
         pairs = map_pairs("fsp", student, teacher, _WHICH)
         self.count = len(pairs)
-        channels = [[shape[0] for shape in side] for side in zip(*pairs, strict=True)]
-        if channels[0] != channels[1]:
+        own, goal = map(_channels, zip(*pairs, strict=True))
+        if own != goal:
             raise ConfigError(
-                f"fsp compares products of channels, and the student's maps have {channels[0]} channels and the"
-                f" teacher's {channels[1]}; choose networks of equal widths, such as resnet20 and resnet56"
+                f"fsp compares products of channels, and the student's maps have {own} channels and the"
+                f" teacher's {goal}; choose networks of equal widths, such as resnet20 and resnet56"
             )
 
     def forward(self, student: PeerOutput, teacher: PeerOutput, batch: Batch) -> Tensor:
@@ -65,3 +66,7 @@ class FlowOfSolutionProcedure(TeacherMethod):
     def link(self, student: PeerFacts, teacher: PeerFacts) -> Link:
         """Compare stem and stages, which must have equal channels."""
         return Flow(student, teacher)
+
+
+def _channels(shapes: Iterable[Shape]) -> list[int]:
+    return [shape[0] for shape in shapes]

@@ -121,9 +121,12 @@ class FactorTransfer(TeacherMethod):
         return self._with_paraphraser(super().added_losses(peers, batch), batch)
 
     def _with_paraphraser(self, terms: Terms, batch: Batch) -> Terms:
+        weight = self._early(batch) if self.config.initial_epochs else 1.0
+        return terms.add("paraphraser", torch.stack(self._reconstructions()).sum(), weight)
+
+    def _reconstructions(self) -> list[Tensor]:
         errors = [link.reconstruction for link in self.links if isinstance(link, Factors)]
-        total = torch.stack([error for error in errors if error is not None]).sum()
-        return terms.add("paraphraser", total, self._early(batch) if self.config.initial_epochs else 1.0)
+        return [error for error in errors if error is not None]
 
     def _early(self, batch: Batch) -> Tensor:
         return (batch.epoch < self.config.initial_epochs).to(torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coterie.core import METHODS, Batch, Method, Needs, Peers, Terms
+from coterie.core import METHODS, Batch, Method, Needs, Peers, Terms, logits_of
 from coterie.losses.logits import summed_cross_entropy
 
 
@@ -18,4 +18,4 @@ class Independent(Method):
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """One term, `task`, with gradient to every peer's logits."""
-        return Terms().add("task", summed_cross_entropy([peer.logits for peer in peers], batch.labels))
+        return Terms().add("task", summed_cross_entropy(logits_of(peers), batch.labels))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from coterie.core import METHODS, Batch, DataError, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, DataError, Facts, Method, Needs, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.joint_targets import error_products, least_error_weights, min_logit_target, naive_target
 from coterie.losses.logits import at_least_float32, mean_logits, summed_cross_entropy, summed_kl
@@ -79,7 +79,7 @@ class CollaborativeLearning(Method):
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task` and `joint`, with gradient to every peer's logits; the target is a constant."""
-        logits = [peer.logits for peer in peers]
+        logits = logits_of(peers)
         target = self.target(logits, batch.labels)
         pull = summed_kl(logits, [target] * len(logits), temperature=self.config.temperature)
         return Terms().add("task", summed_cross_entropy(logits, batch.labels)).add("joint", pull, self.config.weight)
@@ -103,8 +103,12 @@ class CollaborativeLearning(Method):
             return min_logit_target(scores, labels)
         if config.target == "naive":
             return naive_target(scores, labels, per=config.per)
-        shares = simplex_weights(scores, labels, per=config.per) if self.mixture is None else self.mixture[:, None]
-        return (shares[..., None] * scores).sum(dim=0)
+        return (self._shares(scores, labels)[..., None] * scores).sum(dim=0)
+
+    def _shares(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if self.mixture is None:
+            return simplex_weights(scores, labels, per=self.config.per)
+        return self.mixture[:, None]
 
     def after_epoch(self, held_out: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
         """Estimate the error matrix and the mixture anew from logits on held-out images.
@@ -114,10 +118,7 @@ class CollaborativeLearning(Method):
         """
         if self.error_matrix is None or self.mixture is None:
             return
-        sums = [(error_products(logits, labels), labels.shape[0]) for logits, labels in held_out]
-        if not sums:
-            raise DataError('method.target="general" needs held-out images and got none; raise data.validation')
-        matrix = torch.stack([products for products, _ in sums]).sum(dim=0) / sum(count for _, count in sums)
+        matrix = _mean_error_products(held_out)
         self.error_matrix.copy_(matrix)
         self.mixture.copy_(least_error_weights(matrix, ridge=self.config.ridge))
 
@@ -127,3 +128,13 @@ class CollaborativeLearning(Method):
         choice = f" per {config.per}" if config.target in ("naive", "linear") else ""
         views = "its own view" if config.views == "per_peer" else "the same view"
         return {"target": f"{config.target}{choice} at temperature {config.temperature:g}; each peer sees {views}"}
+
+
+def _mean_error_products(held_out: Iterable[tuple[Sequence[Tensor], Tensor]]) -> Tensor:
+    """Inner products `[M, M]` of the peers' errors, the mean over all images."""
+    sums = [(error_products(logits, labels), labels.shape[0]) for logits, labels in held_out]
+    if not sums:
+        raise DataError('method.target="general" needs held-out images and got none; raise data.validation')
+    products, counts = zip(*sums, strict=True)
+    mean: Tensor = torch.stack(products).sum(dim=0) / sum(counts)
+    return mean

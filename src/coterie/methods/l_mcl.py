@@ -7,7 +7,7 @@ contrastive losses to help the cross-entropy of the exits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import cast
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from coterie.cohort import Cohort
 from coterie.cohort.exits import exits_of
 from coterie.cohort.trial import Trial, undone
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, PeerOutput, Peers, Terms
 from coterie.core.knobs import check_knobs
 from coterie.losses.bank_scores import bank_columns
 from coterie.losses.candidates import Candidates
@@ -28,7 +28,7 @@ from coterie.losses.mutual_contrast import MutualContrast, batch_columns, scores
 from coterie.memory.bank import MemoryBank
 from coterie.memory.negatives import Negatives
 from coterie.memory.outer_sgd import OuterSGD
-from coterie.nets.heads import TwoLayerHead
+from coterie.nets.heads import TwoLayerHead, make_heads
 from coterie.nets.layer_heads import ExitGate, LayerWeights
 
 
@@ -173,7 +173,7 @@ class LayerwiseMutualContrast(Method):
         self.exits = exits_of(list(cast("Cohort", cohort).nets), blocks=config.blocks)
         self._depths = tuple(len(cast("nn.ModuleList", own)) + 1 for own in self.exits)
         layers = [[dim] * depth for dim, depth in zip(dims, self._depths, strict=True)]
-        self.heads = nn.ModuleList(TwoLayerHead(dim, config.embedding_dim) for own in layers for dim in own)
+        self.heads = make_heads(TwoLayerHead, chain.from_iterable(layers), config.embedding_dim)
         self.gates = nn.ModuleList(ExitGate(dim, depth) for dim, depth in zip(dims, self._depths, strict=True))
         self.weights = LayerWeights(layers, config.weight_dim)
         self._sgd = OuterSGD(self.weights.named_parameters())
@@ -183,9 +183,9 @@ class LayerwiseMutualContrast(Method):
         """Run the exits of all peers on their stage maps."""
         found = Layers([], [])
         for own, peer in zip(self.exits, peers, strict=True):
-            said = [end(maps) for end, maps in zip(cast("nn.ModuleList", own), peer.stages[1:-1], strict=True)]
-            found.features.append([*(features for features, _ in said), peer.embedding])
-            found.logits.append([*(logits for _, logits in said), peer.logits])
+            features, logits = zip(*_said(cast("nn.ModuleList", own), peer), strict=True)
+            found.features.append(list(features))
+            found.logits.append(list(logits))
         return found
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
@@ -223,7 +223,7 @@ class LayerwiseMutualContrast(Method):
     def after_step(self, peers: Peers, batch: Batch) -> None:
         """Move the batch's bank rows towards the last embeddings of this step."""
         if self._used is not None and self.bank is not None:
-            self.bank.update(batch.indices, self._used[[end - 1 for end in accumulate(self._depths)]])
+            self.bank.update(batch.indices, self._used[self._last_layers()])
         self._used = None
 
     def outer_step(self, outer: Outer) -> None:
@@ -247,14 +247,21 @@ class LayerwiseMutualContrast(Method):
 
     def describe(self) -> dict[str, str]:
         """Exits, pairs of layers, and when their weights are learnt."""
-        depths = self._depths
-        pairs = sum(depths) ** 2 - sum(depth**2 for depth in depths)
+        depths, pairs = self._depths, self._num_pairs()
         added = sum(parameter.numel() for parameter in self.exits.parameters())
         return {
             "exits": f"{list(depths)} per peer, the last one its own; {added:,} parameters that are dropped afterwards",
             "contrast": f"{pairs} ordered pairs of layers over {'memory banks' if self.bank else 'the batch'}",
             "weights": f"learnt every {self.config.interval} steps" if self.config.interval else "not learnt",
         }
+
+    def _last_layers(self) -> list[int]:
+        """Where the peers themselves stand among all P layers."""
+        return [end - 1 for end in accumulate(self._depths)]
+
+    def _num_pairs(self) -> int:
+        """Ordered pairs of layers of different peers."""
+        return sum(self._depths) ** 2 - sum(depth**2 for depth in self._depths)
 
     def _bank_contrast(self, bank: MemoryBank, embeddings: Tensor, batch: Batch, weights: Tensor) -> MutualContrast:
         config, own = self.config, batch.indices
@@ -290,8 +297,7 @@ class LayerwiseMutualContrast(Method):
     def _stepped(self, outer: Outer) -> list[Tensor]:
         """What the main optimiser changes."""
         learnt = {id(parameter) for parameter in self.outer_parameters()}
-        given = chain.from_iterable(group["params"] for group in outer.optimizer.param_groups)
-        return [parameter for parameter in given if parameter.requires_grad and id(parameter) not in learnt]
+        return [parameter for parameter in _trained_by(outer.optimizer) if id(parameter) not in learnt]
 
     def _add_contrast(self, terms: Terms, contrast: MutualContrast) -> Terms:
         config = self.config
@@ -299,3 +305,15 @@ class LayerwiseMutualContrast(Method):
         return terms.add("soft_vcl", contrast.soft_vcl, config.soft_vcl).add(
             "soft_icl", contrast.soft_icl, config.soft_icl
         )
+
+
+def _said(exits: nn.ModuleList, peer: PeerOutput) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and logits of each exit of a peer, then its own."""
+    for end, maps in zip(exits, peer.stages[1:-1], strict=True):
+        yield end(maps)
+    yield peer.embedding, peer.logits
+
+
+def _trained_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    given = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    return [parameter for parameter in given if parameter.requires_grad]

@@ -6,17 +6,17 @@ the images of the batch: vcl and icl within and across peers, and the distillati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import mean_logits, summed_cross_entropy, summed_kl
 from coterie.losses.mutual_contrast import MutualContrast, batch_columns, mutual_contrast, scores_of
-from coterie.nets.heads import TwoLayerHead
+from coterie.nets.heads import TwoLayerHead, embed_peers, make_heads
 
 
 @METHODS.register("mcl")
@@ -81,7 +81,7 @@ class MutualContrastiveLearning(Method):
 
     def __init__(self, config: Config, facts: Facts) -> None:
         super().__init__(config, facts)
-        self.heads = nn.ModuleList(TwoLayerHead(size, config.embedding_dim) for size in facts.embedding_dims)
+        self.heads = make_heads(TwoLayerHead, facts.embedding_dims, config.embedding_dim)
 
     def requirements(self) -> Needs:
         """The needs, with the samples per class of the configuration."""
@@ -100,19 +100,20 @@ class MutualContrastiveLearning(Method):
         The last four have gradient to all embeddings and heads; only the targets of KL terms are constants.
         """
         config = self.config
-        logits = [peer.logits for peer in peers]
+        logits = logits_of(peers)
         terms = Terms().add("task", summed_cross_entropy(logits, batch.labels))
         if self.taught:
-            taught = [logits[peer] for peer in self.taught]
-            terms.add(
-                "ensemble", summed_kl(taught, [mean_logits(logits)] * len(taught), temperature=config.temperature)
-            )
-        embeddings = torch.stack([head(peer.embedding) for head, peer in zip(self.heads, peers, strict=True)])
+            terms.add("ensemble", self._ensemble_pull(logits))
+        embeddings = embed_peers(self.heads, peers)
         contrast = self.contrast(embeddings, batch.labels)
         terms.add("vcl", contrast.vcl, config.vcl).add("icl", contrast.icl, config.icl)
         return terms.add("soft_vcl", contrast.soft_vcl, config.soft_vcl).add(
             "soft_icl", contrast.soft_icl, config.soft_icl
         )
+
+    def _ensemble_pull(self, logits: Sequence[Tensor]) -> Tensor:
+        taught = [logits[peer] for peer in self.taught]
+        return summed_kl(taught, [mean_logits(logits)] * len(taught), temperature=self.config.temperature)
 
     def contrast(self, embeddings: Tensor, labels: Tensor) -> MutualContrast:
         """Contrast unit embeddings `[M, B, D]` of images with `labels` `[B]`; gradient to the embeddings."""

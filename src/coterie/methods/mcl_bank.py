@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.bank_scores import bank_columns, bank_scores
 from coterie.losses.candidates import Candidates
@@ -16,7 +16,7 @@ from coterie.losses.logits import mean_logits, summed_cross_entropy, summed_kl
 from coterie.losses.mutual_contrast import MutualContrast, mutual_contrast
 from coterie.memory.bank import MemoryBank
 from coterie.memory.negatives import Negatives
-from coterie.nets.heads import TwoLayerHead
+from coterie.nets.heads import TwoLayerHead, embed_peers, make_heads
 
 
 @METHODS.register("mcl_bank")
@@ -91,7 +91,7 @@ class MutualContrastOverBanks(Method):
         self.negatives = Negatives(facts.labels, config.neg_k, seed=facts.seed, most=8192, lower=facts.limited)
         self.bank = MemoryBank(facts.num_peers, facts.num_train, dim, momentum=config.bank_momentum, seed=facts.seed)
         self.memories = {"bank": self.bank, "negatives": self.negatives}
-        self.heads = nn.ModuleList(TwoLayerHead(size, dim) for size in facts.embedding_dims)
+        self.heads = make_heads(TwoLayerHead, facts.embedding_dims, dim)
         self._used: Tensor | None = None
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
@@ -101,20 +101,21 @@ class MutualContrastOverBanks(Method):
         a block of scores teaches the peer of its anchors only.
         """
         config = self.config
-        logits = [peer.logits for peer in peers]
+        logits = logits_of(peers)
         terms = Terms().add("task", summed_cross_entropy(logits, batch.labels))
         if config.ensemble != "off":
-            taught = logits if config.ensemble == "all" else [logits[self.facts.leader]]
-            terms.add(
-                "ensemble", summed_kl(taught, [mean_logits(logits)] * len(taught), temperature=config.temperature)
-            )
-        embeddings = torch.stack([head(peer.embedding) for head, peer in zip(self.heads, peers, strict=True)])
+            terms.add("ensemble", self._ensemble_pull(logits))
+        embeddings = embed_peers(self.heads, peers)
         self._used = embeddings.detach()
         contrast = self.contrast(embeddings, *self.candidates(batch))
         terms.add("vcl", contrast.vcl, config.vcl).add("icl", contrast.icl, config.icl)
         return terms.add("soft_vcl", contrast.soft_vcl, config.soft_vcl).add(
             "soft_icl", contrast.soft_icl, config.soft_icl
         )
+
+    def _ensemble_pull(self, logits: list[Tensor]) -> Tensor:
+        taught = logits if self.config.ensemble == "all" else [logits[self.facts.leader]]
+        return summed_kl(taught, [mean_logits(logits)] * len(taught), temperature=self.config.temperature)
 
     def contrast(self, embeddings: Tensor, positives: Tensor, candidates: Candidates) -> MutualContrast:
         """Contrast unit embeddings `[M, B, D]` with bank rows: own and same-class `[B, P]`, then the candidates."""

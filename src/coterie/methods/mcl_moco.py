@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from coterie.cohort.ema import CohortCopy
-from coterie.core import METHODS, Batch, Facts, Method, Needs, Outer, Paper, PeerOutput, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Outer, Paper, PeerOutput, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import summed_cross_entropy
 from coterie.losses.mutual_contrast import Columns, MutualContrast, mutual_contrast, scores_of
 from coterie.memory.queue import EmbeddingQueue
-from coterie.nets.heads import LinearHead, TwoLayerHead
+from coterie.nets.heads import LinearHead, TwoLayerHead, embed_peers, make_heads
 
 HEADS = {"linear": LinearHead, "two_layer": TwoLayerHead}
 
@@ -83,7 +83,7 @@ class MutualMomentumContrast(Method):
         super().__init__(config, facts)
         dim = config.embedding_dim
         length = config.queue_length or max(1, min(65536, facts.num_train // 2))
-        self.heads = nn.ModuleList(HEADS[config.head](size, dim) for size in facts.embedding_dims)
+        self.heads = make_heads(HEADS[config.head], facts.embedding_dims, dim)
         self.queue = EmbeddingQueue(facts.num_peers, length, dim, seed=facts.seed)
         self.memories = {"queue": self.queue}
         self.copies: CohortCopy | None = None
@@ -102,9 +102,9 @@ class MutualMomentumContrast(Method):
         config = self.config
         assert self.copies is not None, "MCL on MoCo is used before it is attached to a cohort"
         self._keys = torch.stack([peer.embedding for peer in self.copies(batch.views[1:2])])
-        queries = torch.stack([head(peer.embedding) for head, peer in zip(self.heads, peers, strict=True)])
+        queries = embed_peers(self.heads, peers)
         contrast = self.contrast(queries, self._keys)
-        task = summed_cross_entropy([peer.logits for peer in peers], batch.labels)
+        task = summed_cross_entropy(logits_of(peers), batch.labels)
         terms = Terms().add("task", task, config.task)
         terms.add("vcl", contrast.vcl, config.vcl).add("icl", contrast.icl, config.icl)
         return terms.add("soft_vcl", contrast.soft_vcl, config.soft_vcl).add(

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coterie.cohort import draw_candidates
-from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.candidates import Candidates
 from coterie.losses.contrast import Contrast, contrast_pairs, nce_embeddings
 from coterie.losses.logits import kl_logits, mean_logits, summed_cross_entropy
 from coterie.memory.bank import MemoryBank
 from coterie.memory.negatives import Negatives
-from coterie.nets.heads import LinearHead
+from coterie.nets.heads import LinearHead, embed_peers, make_heads
 
 
 @METHODS.register("mcl_okd")
@@ -94,17 +94,17 @@ class MultiViewContrast(Method):
         self.negatives = Negatives(facts.labels, config.num_negatives, seed=facts.seed, lower=facts.limited)
         self.bank = MemoryBank(facts.num_peers, facts.num_train, dim, momentum=config.bank_momentum, seed=facts.seed)
         self.memories = {"bank": self.bank, "negatives": self.negatives}
-        self.heads = nn.ModuleList(LinearHead(size, dim) for size in facts.embedding_dims)
+        self.heads = make_heads(LinearHead, facts.embedding_dims, dim)
         unknown = torch.full((len(self.pairs), 1), torch.nan)
         self.register_buffer("log_means", unknown if config.z == "frozen" else None)
         self._used: tuple[Tensor, Tensor] | None = None
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task` (to all peers), `leader_kl` (to the leader's logits only), `contrast` (to embeddings, heads)."""
-        logits = [peer.logits for peer in peers]
+        logits = logits_of(peers)
         ensemble = mean_logits(logits).detach()
         pull = kl_logits(logits[self.facts.leader], ensemble, temperature=self.config.temperature)
-        embeddings = torch.stack([head(peer.embedding) for head, peer in zip(self.heads, peers, strict=True)])
+        embeddings = embed_peers(self.heads, peers)
         contrast = self.contrast(embeddings, self.candidates(batch))
         self._used = embeddings.detach(), contrast.log_means
         terms = Terms().add("task", summed_cross_entropy(logits, batch.labels))

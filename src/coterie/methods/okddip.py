@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, kl_logits, mean_logits, summed_cross_entropy, summed_kl
 from coterie.losses.ramp import ramp_up
@@ -97,7 +97,7 @@ class DiversePeers(Method):
         config = self.config
         attention = self.attention([peers[a].embedding for a in self.auxiliaries])
         own = [peers[a].logits for a in self.auxiliaries]
-        values = [scores.detach() for scores in own] if config.detach == "values" else own
+        values = self._mixed_values(own)
         targets = aggregate(attention, values)
         group = summed_kl(own, targets, temperature=config.temperature, detach=False, offset=config.target_offset)
         leader = kl_logits(
@@ -108,8 +108,12 @@ class DiversePeers(Method):
             offset=config.target_offset,
         )
         weight = config.weight * ramp_up(batch.epoch, config.ramp_epochs, dtype=group.dtype)
-        task = summed_cross_entropy([peer.logits for peer in peers], batch.labels)
+        task = summed_cross_entropy(logits_of(peers), batch.labels)
         return Terms().add("task", task).add("group", group, weight).add("leader", leader, weight)
+
+    def _mixed_values(self, logits: list[Tensor]) -> list[Tensor]:
+        """What mixtures are made of: logits of the auxiliary peers, as constants where so configured."""
+        return [scores.detach() for scores in logits] if self.config.detach == "values" else logits
 
     def ensemble(self, peers: Peers) -> Tensor:
         """Mean logits `[B, K]` of the auxiliary peers, or of all, as configured."""

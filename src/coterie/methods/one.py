@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, ShapeError, Terms
+from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, ShapeError, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, summed_cross_entropy, summed_kl
 from coterie.losses.ramp import ramp_up
@@ -93,7 +93,7 @@ class NativeEnsemble(Method):
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task`, `ensemble` (to all logits, the shared map and the gate) and `distill` (to all logits)."""
-        logits = [peer.logits for peer in peers]
+        logits = logits_of(peers)
         mixed = self.ensemble(peers)
         pull = summed_kl(
             logits, [mixed] * len(logits), temperature=self.config.temperature, offset=self.config.target_offset
@@ -106,7 +106,7 @@ class NativeEnsemble(Method):
     def ensemble(self, peers: Peers) -> Tensor:
         """Mix the logits of the branches with the weights of the gate, `[B, K]`, with gradient to both."""
         weights = self.gate(peers[self.facts.leader].stages[self.facts.shared])
-        return mix(weights, [peer.logits for peer in peers])
+        return mix(weights, logits_of(peers))
 
     def describe(self) -> dict[str, str]:
         """What the gate reads, and the ramp-up."""

@@ -31,12 +31,7 @@ class PartialError(Link):
         pairs = map_pairs("overhaul", student, teacher, _WHICH)
         self.connectors = nn.ModuleList(Connector(own, goal) for own, goal in pairs)
         for place, norm in enumerate(teacher.norms[-len(pairs) :]):
-            if norm is None:
-                raise ConfigError(
-                    f"overhaul takes its margins from batch norms, and pair {place + 1} of {len(pairs)} of the"
-                    " teacher's maps has none for all channels; choose another teacher, or method=ab"
-                )
-            self.register_buffer(f"margin{place}", overhaul_margin(*norm))
+            self.register_buffer(f"margin{place}", _margin(norm, f"pair {place + 1} of {len(pairs)}"))
 
     def forward(self, student: PeerOutput, teacher: PeerOutput, batch: Batch) -> Tensor:
         """Sum the errors, `[]`, with gradient to the student's maps and the connectors."""
@@ -75,3 +70,12 @@ class Overhaul(TeacherMethod):
     def link(self, student: PeerFacts, teacher: PeerFacts) -> Link:
         """Connect the maps before the activations of all stages, the last with the last."""
         return PartialError(student, teacher)
+
+
+def _margin(norm: tuple[Tensor, Tensor] | None, pair: str) -> Tensor:
+    if norm is None:
+        raise ConfigError(
+            f"overhaul takes its margins from batch norms, and {pair} of the teacher's maps has none for all channels;"
+            " choose another teacher, or method=ab"
+        )
+    return overhaul_margin(*norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coterie.cohort.ema import CohortCopy
-from coterie.core import METHODS, Batch, Facts, Method, Needs, Outer, Paper, Peers, Terms
+from coterie.core import METHODS, Batch, Facts, Method, Needs, Outer, Paper, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, kl_logits, summed_cross_entropy, summed_kl
 from coterie.losses.ramp import ramp_up
@@ -77,10 +78,10 @@ class PeerCollaboration(Method):
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task`, `ensemble` (to embeddings and classifier), `from_ensemble` and `from_peers` (to logits)."""
         assert self.averages is not None, "peer collaborative learning is used before it is attached to a cohort"
-        logits = [peer.logits for peer in peers]
+        logits = logits_of(peers)
         together = self.ensemble(peers)
         down = summed_kl(logits, [together] * len(logits), temperature=self.config.temperature)
-        across = self.from_peers(logits, [peer.logits for peer in self.averages(batch.views)])
+        across = self.from_peers(logits, logits_of(self.averages(batch.views)))
         weight = self.config.weight * ramp_up(batch.epoch, self.config.ramp_epochs, dtype=down.dtype)
         terms = Terms().add("task", summed_cross_entropy(logits, batch.labels))
         terms.add("ensemble", F.cross_entropy(together, batch.labels))
@@ -97,10 +98,8 @@ class PeerCollaboration(Method):
             `[]`.
         """
         pulls = [
-            kl_logits(own, other, temperature=self.config.temperature)
-            for m, own in enumerate(logits)
-            for j, other in enumerate(averaged)
-            if j != m
+            kl_logits(logits[m], averaged[j], temperature=self.config.temperature)
+            for m, j in permutations(range(len(logits)), 2)
         ]
         return torch.stack(pulls).sum() / (len(logits) - 1)
 

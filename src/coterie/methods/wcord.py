@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from coterie.cohort import BankedLink, Link, TeacherMethod, draw_candidates
-from coterie.cohort.banked import BankedConfig
+from coterie.cohort.banked import BankedConfig, How
 from coterie.core import METHODS, Batch, ConfigError, Facts, Paper, PeerFacts, PeerOutput, draws
+from coterie.losses.candidates import Candidates
 from coterie.losses.critic import LipschitzCritic, gradient_penalty
 from coterie.losses.sinkhorn import local_transport
 from coterie.losses.wasserstein import bank_dual, batch_dual
+from coterie.memory.negatives import Negatives
 
 MOST_NEGATIVES = 1024
 
@@ -59,11 +61,9 @@ class Transport(BankedLink):
         """
         config = self.config
         own, other = self.embed(student, teacher)
-        values = []
+        values: list[Tensor] = []
         if self.critic is not None:
-            values.append(self._dual(self.critic, own, other, batch))
-            if config.critic == "penalty":
-                values.append(self._penalty(self.critic, own, other, batch))
+            values += self._of_critic(self.critic, own, other, batch)
         if config.local_weight:
             values.append(
                 local_transport(own, other, eps=config.eps, iterations=config.iterations, gradient=config.gradient)
@@ -77,14 +77,25 @@ class Transport(BankedLink):
         moves = f"transport in {config.iterations} iterations, eps {config.eps:g}" if config.local_weight else ""
         return "; ".join(filter(None, (super().describe(), critic, moves)))
 
+    def _of_critic(self, critic: LipschitzCritic, own: Tensor, other: Tensor, batch: Batch) -> list[Tensor]:
+        dual = self._dual(critic, own, other, batch)
+        if self.config.critic == "penalty":
+            return [dual, self._penalty(critic, own, other, batch)]
+        return [dual]
+
     def _dual(self, critic: LipschitzCritic, own: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        config = self.config
         if self.bank is None or self.draws is None:
-            same = None if config.unlabelled else batch.labels[:, None] == batch.labels
-            return batch_dual(critic, own, other, same_class=same, neg_weight=config.neg_weight).loss
-        how: Literal["shared", "per_sample"] = "per_sample" if config.negatives == "bank_per_sample" else "shared"
-        rows = draw_candidates(self.draws, batch, negatives=how, unlabelled=config.unlabelled)
-        return bank_dual(critic, own, other, self.bank.rows, rows, neg_weight=config.neg_weight).loss
+            return self._batch_dual(critic, own, other, batch)
+        rows = self._drawn(self.draws, batch)
+        return bank_dual(critic, own, other, self.bank.rows, rows, neg_weight=self.config.neg_weight).loss
+
+    def _batch_dual(self, critic: LipschitzCritic, own: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        same = None if self.config.unlabelled else batch.labels[:, None] == batch.labels
+        return batch_dual(critic, own, other, same_class=same, neg_weight=self.config.neg_weight).loss
+
+    def _drawn(self, draws: Negatives, batch: Batch) -> Candidates:
+        how: How = "per_sample" if self.config.negatives == "bank_per_sample" else "shared"
+        return draw_candidates(draws, batch, negatives=how, unlabelled=self.config.unlabelled)
 
     def _penalty(self, critic: LipschitzCritic, own: Tensor, other: Tensor, batch: Batch) -> Tensor:
         """Slopes between each matched pair and the same teacher embedding with the next image's student embedding."""

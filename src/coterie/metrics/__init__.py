@@ -1,6 +1,6 @@
 """What is measured of trained peers: accuracy, likelihood, calibration and similarity of embeddings."""
 
-from coterie.metrics.accuracy import CohortScores, CohortTally, Scores, Tally, topk_correct
+from coterie.metrics.accuracy import CohortScores, CohortTally, Measured, Scores, Tally, topk_correct
 from coterie.metrics.agreement import Diversity, diversity
 from coterie.metrics.calibration import CalibrationBins, brier_score, calibration_bins
 from coterie.metrics.similarity import ClassSimilarity, CrossSimilarity, class_similarity, cross_similarity
@@ -12,6 +12,7 @@ __all__ = [
     "CohortTally",
     "CrossSimilarity",
     "Diversity",
+    "Measured",
     "Scores",
     "Tally",
     "brier_score",

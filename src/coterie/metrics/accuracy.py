@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,20 @@ from torch import Tensor
 
 from coterie.core.errors import ConfigError, DataError, ShapeError
 from coterie.metrics.calibration import DEFAULT_BINS, CalibrationBins, calibration_bins, check_scores, exact
+
+
+class Measured(Protocol):
+    """What was measured of one classifier, whatever the protocol: at least an accuracy."""
+
+    @property
+    def top1(self) -> float:
+        """Accuracy in percent."""
+
+    def as_dict(self) -> dict[str, float]:
+        """All numbers by name, for logs and result files."""
+
+
+Score_co = TypeVar("Score_co", bound=Measured, covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +132,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CohortScores:
+class CohortScores(Generic[Score_co]):
     """Scores of a cohort: `leader` is one of `peers`.
 
     Attributes:
@@ -126,9 +141,9 @@ class CohortScores:
         ensemble: scores of the combined logits.
     """
 
-    leader: Scores
-    peers: tuple[Scores, ...]
-    ensemble: Scores
+    leader: Score_co
+    peers: tuple[Score_co, ...]
+    ensemble: Score_co
 
     def as_dict(self) -> dict[str, object]:
         """`leader`, `peers` and `ensemble` as plain numbers, for logs and result files."""
@@ -175,7 +190,7 @@ class CohortTally:
             tally.add(own, labels)
         self._ensemble.add(ensemble, labels)
 
-    def read(self) -> CohortScores:
+    def read(self) -> CohortScores[Scores]:
         """Wait for the device and return the scores of everything counted so far.
 
         Raises:

@@ -59,8 +59,7 @@ def diversity(logits: Sequence[Tensor], embeddings: Sequence[Tensor]) -> Diversi
     Reference:
         Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, arXiv:1905.00414, for CKA.
     """
-    if len(logits) != len(embeddings) or len({tensor.shape[0] for tensor in (*logits, *embeddings)}) != 1:
-        raise ShapeError(f"{len(logits)} logits and {len(embeddings)} embeddings do not fit; give both of every peer")
+    _check_alike(logits, embeddings)
     log_p = torch.stack([row.detach().double().log_softmax(dim=1) for row in logits])
     answers = log_p.argmax(dim=2)
     entropy = (log_p.exp() * log_p).sum(dim=2).mean(dim=1)
@@ -72,6 +71,11 @@ def diversity(logits: Sequence[Tensor], embeddings: Sequence[Tensor]) -> Diversi
         similarity=_cka(rows),
         spread=torch.stack([_spread(row) for row in rows]),
     )
+
+
+def _check_alike(logits: Sequence[Tensor], embeddings: Sequence[Tensor]) -> None:
+    if len(logits) != len(embeddings) or len({tensor.shape[0] for tensor in (*logits, *embeddings)}) != 1:
+        raise ShapeError(f"{len(logits)} logits and {len(embeddings)} embeddings do not fit; give both of every peer")
 
 
 def _cka(embeddings: Sequence[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from coterie.core.errors import ConfigError
 from coterie.nets.boundaries import Boundary, last_norm
+from coterie.nets.layers import layers_of
 
 
 def conv(in_channels: int, out_channels: int, size: int = 3, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
@@ -121,9 +122,8 @@ def residual_stages(
 
 def kaiming_fan_out(net: nn.Module) -> None:
     """Draw the weights of all convolutions from a normal with variance `2 / fan_out` (He et al., ICCV 2015)."""
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    for layer in layers_of(net, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
 def check_size(name: str, image_size: int, smallest: int) -> None:

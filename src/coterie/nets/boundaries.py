@@ -18,6 +18,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from coterie.nets.layers import layers_of, removed_at_the_end
+
 Notes = MutableMapping[nn.Module, Tensor]
 """What went into each watched module when it ran last."""
 
@@ -90,12 +92,16 @@ def find_boundaries(stages: Sequence[nn.Module], neck: nn.Module) -> tuple[Bound
 
 def ending_of(stage: nn.Module) -> Boundary | None:
     """Find the map before the activation that a stage ends with; None where it ends otherwise."""
-    layers = _unrolled(stage)
-    while layers and isinstance(layers[-1], _POOLS):
-        layers.pop()
+    layers = _without_last_pools(_unrolled(stage))
     if layers and isinstance(layers[-1], Ends):
         return layers[-1].ending()
     return _between(layers[-2:])
+
+
+def _without_last_pools(layers: list[nn.Module]) -> list[nn.Module]:
+    while layers and isinstance(layers[-1], _POOLS):
+        layers.pop()
+    return layers
 
 
 def opening_of(part: nn.Module) -> Boundary | None:
@@ -108,8 +114,7 @@ def opening_of(part: nn.Module) -> Boundary | None:
 
 def last_norm(part: nn.Module) -> nn.BatchNorm2d | None:
     """The batch norm that was defined last in a part."""
-    norms = [layer for layer in part.modules() if isinstance(layer, nn.BatchNorm2d)]
-    return norms[-1] if norms else None
+    return next(reversed(layers_of(part, nn.BatchNorm2d)), None)
 
 
 @contextmanager
@@ -122,11 +127,8 @@ def noting(boundaries: Sequence[Boundary], notes: Notes) -> Iterator[None]:
     """
     layers = {layer for boundary in boundaries for layer in boundary.inputs}
     hooks = [layer.register_forward_pre_hook(partial(_note, notes)) for layer in layers]
-    try:
+    with removed_at_the_end(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _note(notes: Notes, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

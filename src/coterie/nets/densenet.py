@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coterie.nets.base import NETS, StagedNet, pooled
 from coterie.nets.blocks import conv, norm_relu_conv
 from coterie.nets.boundaries import Boundary, opening_of
+from coterie.nets.layers import layers_of
 
 
 class DenseLayer(nn.Module):
@@ -70,7 +71,6 @@ def _stage(in_channels: int, growth: int, depth: int, *, transition: bool) -> tu
 
 
 def _initialise(net: StagedNet) -> None:
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight)
+    for layer in layers_of(net, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight)
     nn.init.zeros_(net.head.bias)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from coterie.core.types import Peers
 
 
 class LinearHead(nn.Module):
@@ -61,3 +65,19 @@ class TwoLayerHead(nn.Module):
         """Map `[B, in_dim]` to rows of length 1, `[B, out_dim]`, with gradient to input and weights."""
         with torch.autocast(embedding.device.type, enabled=False):
             return F.normalize(self.second(F.relu(self.first(embedding.to(self.first.weight.dtype)))), dim=1)
+
+
+def make_heads(kind: Callable[[int, int], nn.Module], in_dims: Iterable[int], out_dim: int) -> nn.ModuleList:
+    """Build a head for each of several embeddings.
+
+    Args:
+        kind: such as `LinearHead`.
+        in_dims: size of each embedding.
+        out_dim: D of all results.
+    """
+    return nn.ModuleList(kind(size, out_dim) for size in in_dims)
+
+
+def embed_peers(heads: nn.ModuleList, peers: Peers) -> Tensor:
+    """Run the head of each peer on its embedding: `[M, B, D]`, with gradient to embeddings and heads."""
+    return torch.stack([head(peer.embedding) for head, peer in zip(heads, peers, strict=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import cast
 
 import torch
@@ -34,8 +35,8 @@ class LayerWeights(nn.Module):
 
     def __init__(self, dims: Sequence[Sequence[int]], width: int = 128) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(nn.Linear(dim, width) for own in dims for dim in own)
-        owner = torch.tensor([m for m, own in enumerate(dims) for _ in own])
+        self.projections = nn.ModuleList(nn.Linear(dim, width) for dim in chain.from_iterable(dims))
+        owner = torch.repeat_interleave(torch.arange(len(dims)), torch.tensor(list(map(len, dims))))
         self.register_buffer("apart", owner[:, None] != owner, persistent=False)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

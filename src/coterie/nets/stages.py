@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -48,10 +48,15 @@ def find_stages(net: nn.Module, image_shape: Sequence[int], names: Sequence[str]
         {'1': 4, '3': 6}
     """
     twin = copy.deepcopy(net).to("meta").eval()
-    last = {seen.side: seen for seen in _outermost(_told_apart(_observe(twin, image_shape, names)))}
-    smallest = list(accumulate(last, min))
-    ends = [end for end, side in zip(last.values(), smallest, strict=True) if end.side == side]
+    ends = _ends(_outermost(_told_apart(_observe(twin, image_shape, names))))
     return {end.name: end.channels for end in ends} if len(ends) > 1 else {}
+
+
+def _ends(seen: _Seen) -> _Seen:
+    """The last map of each size, without those that are larger than one before them."""
+    last = {each.side: each for each in seen}
+    smallest = accumulate(last, min)
+    return [end for end, side in zip(last.values(), smallest, strict=True) if end.side == side]
 
 
 def _observe(net: nn.Module, image_shape: Sequence[int], names: Sequence[str]) -> _Seen:
@@ -76,13 +81,16 @@ def _children(net: nn.Module) -> list[str]:
 
 
 def _note(seen: _Seen, name: str, _layer: nn.Module, _inputs: object, output: object) -> None:
-    if not isinstance(output, Tensor) or output.dim() != 4:
-        return
-    _, second, third, fourth = output.shape
-    if third > 1 and third == fourth:
-        seen.append(_Map(name, second, third, channels_last=False))
-    elif third > 1 and third == second:
-        seen.append(_Map(name, fourth, third, channels_last=True))
+    if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] > 1:
+        seen.extend(_square_maps(name, output.shape))
+
+
+def _square_maps(name: str, shape: Sequence[int]) -> Iterator[_Map]:
+    _, second, third, fourth = shape
+    if third == fourth:
+        yield _Map(name, second, third, channels_last=False)
+    elif third == second:
+        yield _Map(name, fourth, third, channels_last=True)
 
 
 def _told_apart(seen: _Seen) -> _Seen:
@@ -93,16 +101,17 @@ def _told_apart(seen: _Seen) -> _Seen:
 
 def _outermost(seen: _Seen) -> _Seen:
     """Keep modules that hold maps of one size, and the children of those that hold several."""
+    opened = _holders_of_several(seen)
+    kept = {each.name for each in seen} - opened
+    return [each for each in seen if each.name in kept and _parent(each.name) not in kept]
+
+
+def _holders_of_several(seen: _Seen) -> set[str]:
+    """Names of modules whose children give maps of several sizes."""
     sizes: dict[str, set[int]] = {}
     for each in seen:
         sizes.setdefault(_parent(each.name), set()).add(each.side)
-    opened = {name for name, found in sizes.items() if name and len(found) > 1}
-    given = {each.name for each in seen}
-    return [
-        each
-        for each in seen
-        if each.name not in opened and (_parent(each.name) in opened or _parent(each.name) not in given)
-    ]
+    return {name for name, found in sizes.items() if name and len(found) > 1}
 
 
 def _parent(name: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
 from coterie.core.errors import ConfigError, suggestion
 from coterie.core.types import PeerOutput
+from coterie.nets.layers import removed_at_the_end
 
 
 class TappedNet(nn.Module):
@@ -45,12 +47,7 @@ class TappedNet(nn.Module):
         for name in (self.head_name, *self._stages):
             if name not in layers:
                 raise ConfigError(f"the network has no layer {name!r}; {suggestion(name, layers)}")
-        layer = layers[self.head_name]
-        if not isinstance(layer, nn.Linear):
-            raise ConfigError(
-                f"head {self.head_name!r} is a {type(layer).__name__}; name the nn.Linear that gives the logits"
-            )
-        self._sizes = layer.in_features, layer.out_features
+        self._sizes = _sizes(self.head_name, layers[self.head_name])
 
     @property
     def embedding_dim(self) -> int:
@@ -88,7 +85,7 @@ class TappedNet(nn.Module):
         seen: list[Tensor] = []
         maps: dict[str, Tensor] = {}
         logits = self._watched(images, seen, maps if stage_maps else None)
-        if len(seen) != 1 or seen[0].dim() != 2 or not isinstance(logits, Tensor) or logits.dim() != 2:
+        if len(seen) != 1 or not _is_matrix(seen[0]) or not _is_matrix(logits):
             raise ConfigError(
                 f"layer {self.head_name!r} ran {len(seen)} times in a forward pass and must once receive [B, D]"
                 " in a network that returns [B, K]; name the classifier with `head`"
@@ -106,14 +103,21 @@ class TappedNet(nn.Module):
         hooks = [self._layer(self.head_name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))]
         if maps is not None:
             hooks += [self._layer(name).register_forward_hook(partial(_keep, maps, name)) for name in self._stages]
-        try:
+        with removed_at_the_end(hooks):
             return self.net(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def _layer(self, name: str) -> nn.Module:
         return self.net.get_submodule(name)
+
+
+def _sizes(name: str, layer: nn.Module) -> tuple[int, int]:
+    if not isinstance(layer, nn.Linear):
+        raise ConfigError(f"head {name!r} is a {type(layer).__name__}; name the nn.Linear that gives the logits")
+    return layer.in_features, layer.out_features
+
+
+def _is_matrix(output: object) -> TypeGuard[Tensor]:
+    return isinstance(output, Tensor) and output.dim() == 2
 
 
 def find_head(net: nn.Module) -> str:

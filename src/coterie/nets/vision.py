@@ -20,6 +20,7 @@ from torch import nn
 
 from coterie.core.errors import ConfigError, MissingExtra
 from coterie.nets.base import NETS, NetBuilder
+from coterie.nets.layers import layers_of
 from coterie.nets.stages import find_stages
 from coterie.nets.tapped import TappedNet
 
@@ -209,11 +210,9 @@ def _check_known(package: str, name: str, known: Iterable[str]) -> None:
 
 def _with_channels(net: nn.Module, in_channels: int) -> nn.Module:
     """Give the first convolution other input channels, with fresh weights."""
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):
-            if layer.in_channels != in_channels:
-                layer.in_channels = in_channels
-                layer.weight = nn.Parameter(layer.weight.new_empty(layer.out_channels, in_channels, *layer.kernel_size))
-                layer.reset_parameters()
-            return net
+    for layer in layers_of(net, nn.Conv2d)[:1]:
+        if layer.in_channels != in_channels:
+            layer.in_channels = in_channels
+            layer.weight = nn.Parameter(layer.weight.new_empty(layer.out_channels, in_channels, *layer.kernel_size))
+            layer.reset_parameters()
     return net

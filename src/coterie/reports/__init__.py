@@ -2,6 +2,8 @@
 
 from coterie.reports.cohort_page import RunRows, cohort_page, read_rows
 from coterie.reports.compare import RunResult, compare_runs, curves_of, read_run
+from coterie.reports.embedding_map import Panel, embedding_map
+from coterie.reports.episode_page import EpisodePicture, episode_page
 from coterie.reports.plots import Series, learning_curves
 from coterie.reports.stats import Interval, mean_interval, paired_interval, t_quantile, verdict
 from coterie.reports.tables import ComparisonRow, ComparisonTable, plain
@@ -9,13 +11,17 @@ from coterie.reports.tables import ComparisonRow, ComparisonTable, plain
 __all__ = [
     "ComparisonRow",
     "ComparisonTable",
+    "EpisodePicture",
     "Interval",
+    "Panel",
     "RunResult",
     "RunRows",
     "Series",
     "cohort_page",
     "compare_runs",
     "curves_of",
+    "embedding_map",
+    "episode_page",
     "learning_curves",
     "mean_interval",
     "paired_interval",

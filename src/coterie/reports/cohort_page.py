@@ -8,8 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.core.errors import CheckpointError, DataError
+from coterie.core.errors import DataError
 from coterie.core.record import read_metrics
+from coterie.reports.plots import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def cohort_page(rows: RunRows, path: Path) -> None:
 
     Args:
         rows: of its log.
-        path: the PNG to write.
+        path: the PNG to write; its folder is made when missing.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -90,10 +91,7 @@ def cohort_page(rows: RunRows, path: Path) -> None:
     _diversity(panels[1][0], rows.diagnostics)
     _matrix(panels[1][1], rows, "agreement", "share of equal answers, last epoch")
     _matrix(panels[1][2], rows, "similarity", "CKA of embeddings, last epoch")
-    try:
-        figure.savefig(path, format="png", metadata={"Software": "coterie"})
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+    save_figure(figure, path)
 
 
 def _losses(axes: Axes, rows: Sequence[Row]) -> None:

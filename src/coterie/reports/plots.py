@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.core.errors import CheckpointError, DataError
-from coterie.reports.tables import plain
+from coterie.reports.tables import NAME_LENGTH, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,31 @@ def learning_curves(series: Sequence[Series], path: Path) -> None:
     _legend(figure, panels[0].get_lines(), [_legend_name(one.name) for one in series])
     if max(map(len, accuracy + loss)) > 1:
         figure.suptitle("mean over seeds; band: one standard deviation", fontsize=9, color="0.35")
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG that depends on nothing but the figure; letters that the font does not have are left empty.
+
+    Args:
+        figure: finished.
+        path: the file; its folder is made when missing.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            figure.savefig(path, format="png", metadata={"Software": "coterie"})
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+
+
+def in_picture(text: str, length: int = NAME_LENGTH) -> str:
+    """Text as matplotlib shows it letter by letter: one line of at most `length` characters, no mathematics in it."""
+    return plain(text, length).replace("$", r"\$")
 
 
 def _with_points(titled: Mapping[str, list[Sequence[Curve]]]) -> dict[str, list[Sequence[Curve]]]:
@@ -84,16 +108,6 @@ def _with_points(titled: Mapping[str, list[Sequence[Curve]]]) -> dict[str, list[
 def _legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str]) -> None:
     columns = max(1, min(len(names), 100 // (max(map(len, names)) + 6)))
     figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
-            figure.savefig(path, format="png", metadata={"Software": "coterie"})
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
 
 
 def _panel(axes: Axes, curves_of: Sequence[Sequence[Curve]], title: str) -> None:
@@ -130,5 +144,5 @@ def _style(position: int) -> tuple[str, str]:
 
 
 def _legend_name(name: str) -> str:
-    shown = plain(name).replace("$", r"\$") or "(no name)"
+    shown = in_picture(name) or "(no name)"
     return f" {shown}" if shown.startswith("_") else shown  # matplotlib hides labels with a leading underscore

@@ -95,12 +95,13 @@ def paired_interval(values: Sequence[float], reference: Sequence[float], *, leve
     return mean_interval([value - other for value, other in zip(values, reference, strict=True)], level=level)
 
 
-def verdict(difference: Interval, *, unit: str = "points", higher_is_better: bool = True) -> str:
+def verdict(difference: Interval, *, unit: str = "points", pairs: str = "seeds", higher_is_better: bool = True) -> str:
     """Say in words what paired differences allow to say.
 
     Args:
         difference: of `paired_interval`.
         unit: what is counted.
+        pairs: what is paired.
         higher_is_better: whether a positive difference is a gain.
 
     Returns:
@@ -114,7 +115,7 @@ def verdict(difference: Interval, *, unit: str = "points", higher_is_better: boo
     """
     if difference.count == 1:
         return "one seed: no interval"
-    seeds = f"{100 * difference.level:g} %, {difference.count} paired seeds"
+    seeds = f"{100 * difference.level:g} %, {difference.count} paired {pairs}"
     if not difference.excludes_zero:
         return f"no significant difference ({difference.mean:+.2f} +- {difference.half:.2f} {unit}, {seeds})"
     word = "better" if (difference.mean > 0) == higher_is_better else "worse"
