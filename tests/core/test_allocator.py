@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from coterie.core.allocator import advise_large_pages
 
 COUNT = """
 import resource, sys
@@ -31,3 +34,11 @@ def faults(*words: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="about the allocator of Linux")
 def test_memory_that_was_freed_is_used_again() -> None:
     assert faults("keep") < faults() / 3
+
+
+def test_advice_on_large_pages_leaves_the_numbers_alone() -> None:
+    for size in (1 << 10, (1 << 21) + 3):
+        fresh = torch.empty(size)
+        advise_large_pages(fresh)
+        fresh.fill_(1)
+        assert fresh.sum() == size

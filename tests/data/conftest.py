@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,21 @@ def image_folder(tmp_path: Path) -> Path:
             for number in range(count):
                 _photo(100 * label + number, (20, 16)).save(place / f"{number}.png")
     return tmp_path / "images"
+
+
+@pytest.fixture
+def unpacked(image_folder: Path, tmp_path: Path) -> Any:
+    """The images of `image_folder` as `datasets` finds them."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    return datasets.load_dataset("imagefolder", data_dir=str(image_folder), cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def packed(unpacked: Any, tmp_path: Path) -> Path:
+    """The images of `image_folder`, packed into several Arrow files for each part."""
+    unpacked.save_to_disk(str(tmp_path / "packed"), num_shards={"train": 3, "validation": 2})
+    return tmp_path / "packed"
 
 
 @pytest.fixture

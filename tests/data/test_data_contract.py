@@ -25,6 +25,7 @@ from coterie.data import (
 
 CHANGES: dict[str, dict[str, Any]] = {
     "folder": {"image_size": 12, "batch_size": 2},
+    "shards": {"image_size": 12, "batch_size": 2},
     "tiny_imagenet": {"batch_size": 2},
     "tiny_imagenet_classes": {"batch_size": 2},
     "mini_imagenet": {"image_size": 12, "batch_size": 2},
@@ -36,7 +37,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def config(request: pytest.FixtureRequest, roots: dict[str, Path]) -> DataConfig:
     name = request.param
-    root = roots.get(name, roots[""])
+    root = request.getfixturevalue("packed") if name == "shards" else roots.get(name, roots[""])
     return DataConfig(name=name, root=str(root), **{"batch_size": 16, "padding": 1} | CHANGES.get(name, {}))
 
 

@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 from coterie.core.errors import DataError
 from coterie.data.images import MAX_PIXELS, Framing, random_box, read_size, read_square
 
+PHOTOGRAPHS = Path(str(files("sklearn.datasets.images")))
 Photo = Callable[[int, tuple[int, int]], Image.Image]
 
 
@@ -26,11 +28,77 @@ def tensor_of(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
+def resized_middle(image: Image.Image, shorter: int, size: int) -> torch.Tensor:
+    """What torchvision's `Resize(shorter)` and `CenterCrop(size)` make of a PIL image."""
+    lengths = [shorter * side // min(image.size) for side in image.size]
+    left, top = (round((length - size) / 2) for length in lengths)
+    resized = image.resize((lengths[0], lengths[1]), Image.Resampling.BILINEAR)
+    return tensor_of(resized.crop((left, top, left + size, top + size)))
+
+
 def test_centre_equals_resize_and_crop(tmp_path: Path, photo: Photo) -> None:
     image = photo(0, (30, 20))
     image.save(tmp_path / "a.png")
     expected = image.resize((15, 10), Image.Resampling.BILINEAR).crop((2, 0, 12, 10))
     assert torch.equal(read_square(tmp_path / "a.png", Framing(10)), tensor_of(expected))
+
+
+@given(st.integers(4, 90), st.integers(4, 90), st.integers(4, 60), st.booleans())
+@settings(max_examples=60)
+def test_centre_equals_resize_and_crop_for_any_size(width: int, height: int, size: int, larger: bool) -> None:
+    image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    file = BytesIO()
+    image.save(file, "PNG")
+    expected = resized_middle(image, size * 256 // 224 if larger else size, size)
+    found = read_square(file, Framing(size, "resized_crop" if larger else "centre"))
+    assert (found.int() - expected.int()).abs().max() <= 1  # only weights are rounded otherwise
+
+
+def test_an_image_of_the_wanted_size_is_left_alone(tmp_path: Path, photo: Photo) -> None:
+    photo(0, (17, 17)).save(tmp_path / "a.png")
+    assert torch.equal(read_square(tmp_path / "a.png", Framing(17)), tensor_of(photo(0, (17, 17))))
+
+
+@pytest.mark.parametrize("photograph", ["china.jpg", "flower.jpg"])
+@pytest.mark.parametrize("size", [24, 32, 48, 64, 90, 100])
+def test_photographs_decoded_at_reduced_scale_are_evaluated_as_whole_ones(photograph: str, size: int) -> None:
+    path = PHOTOGRAPHS / photograph
+    expected = resized_middle(Image.open(path), size, size).int()
+    difference = (read_square(path, Framing(size)).int() - expected).abs().flatten().float()
+    assert 0.05 < difference.mean() < 1  # of 255; above nothing, as they are indeed decoded at 1/2 or 1/4
+    assert difference.quantile(0.99) <= 5
+    assert (expected[:, 1:] - expected[:, :-1]).abs().float().mean() > 5  # what a shift by one pixel would cost
+
+
+def test_photographs_below_four_times_the_size_are_decoded_whole() -> None:
+    path = PHOTOGRAPHS / "china.jpg"
+    difference = (read_square(path, Framing(112)).int() - resized_middle(Image.open(path), 112, 112).int()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("orientation", "undo"),
+    [
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_270),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_90),
+    ],
+)
+def test_a_turned_photograph_is_evaluated_as_an_upright_one(orientation: int, undo: Image.Transpose) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = BytesIO()
+    with Image.open(PHOTOGRAPHS / "china.jpg") as image:
+        part = image.crop((0, 0, 637, 425))  # sides that the reduced scale does not divide
+        part.save(file, "JPEG", quality=95, exif=exif)
+    with Image.open(file) as image:
+        expected = resized_middle(image.transpose(undo), 48, 48).int()
+    assert (read_square(file, Framing(48)).int() - expected).abs().float().mean() < 1
 
 
 def test_evaluation_cuts_the_middle_of_256_over_224(tmp_path: Path, photo: Photo) -> None:

@@ -63,7 +63,7 @@ def test_the_root_is_the_folder_or_what_holds_it(omniglot: Path) -> None:
 
 
 def test_workers_change_nothing(omniglot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coterie.data.files._MANY", 1)
+    monkeypatch.setattr("coterie.data.framed._MANY", 1)
     prints = {opened(omniglot, workers=workers).train.fingerprint() for workers in (0, 2)}
     assert len(prints) == 1
 

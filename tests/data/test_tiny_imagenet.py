@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-import coterie.data.files as files_module
+import coterie.data.framed as framed_module
 from coterie.config.schema import DataConfig
 from coterie.core.errors import CoterieError, DataError
 from coterie.data import DATA, ArraySplit, FileSplit, Source, open_data
@@ -55,8 +55,8 @@ def test_images_are_resized_on_request_or_left_on_disk(tiny_imagenet: Path) -> N
 
 def test_workers_decode_the_same_and_name_what_fails(tiny_imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = opened(tiny_imagenet).train
-    monkeypatch.setattr(files_module, "_MANY", 1)
-    monkeypatch.setattr(files_module, "_BATCH", 5)
+    monkeypatch.setattr(framed_module, "_MANY", 1)
+    monkeypatch.setattr(framed_module, "_BATCH", 5)
     shared = opened(tiny_imagenet, workers=2).train
     assert isinstance(alone, ArraySplit) and isinstance(shared, ArraySplit)
     assert torch.equal(alone.images, shared.images)

@@ -28,7 +28,7 @@ def parameters(run: Run) -> list[Tensor]:
 def by_hand(recipe: Recipe) -> dict[str, Tensor]:
     """Plain training of one network: nothing of the engine, nothing of the methods."""
     net = build_nets(recipe, num_classes=4, channels=3, image_size=8)[0]
-    optim = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optim = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
     loader = loader_of(recipe)
     for epoch in range(recipe.epochs):
         net.train()

@@ -85,3 +85,17 @@ def test_float16_skips_a_step_that_overflows_and_lowers_its_scale() -> None:
     assert scaler.get_scale() == scale / 2
     stepper(parameter.sum(), 0, 2)
     assert not torch.equal(parameter.detach(), after_one)
+
+
+def test_a_parameter_may_take_its_first_gradient_late() -> None:
+    early, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    fused = make_optimizer([early, late], plain(momentum=0.9))
+    twins = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    slow = torch.optim.SGD(twins, lr=0.1, momentum=0.9, nesterov=True)
+    assert fused.param_groups[0]["fused"]
+    for step in range(3):
+        for optimizer, (first, second) in ((fused, (early, late)), (slow, twins)):
+            optimizer.zero_grad()
+            (first.square().sum() + (second.pow(3).sum() if step else 0)).backward()
+            optimizer.step()
+    torch.testing.assert_close([early, late], twins)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.evaluation import classify
+from coterie.evaluation import classify, peer_embeddings
+from coterie.metrics import class_similarity
 from coterie.testing import make_scene
 
 
@@ -24,4 +25,19 @@ def test_the_methods_ensemble_is_scored_and_nothing_changes(training: bool) -> N
     with torch.no_grad():
         logits = scene.method.ensemble(scene.cohort(images[None]))
     expected = torch.nn.functional.cross_entropy(logits, labels)
-    assert scores.as_dict()["ensemble"]["nll"] == pytest.approx(float(expected), rel=1e-5)
+    assert scores.ensemble.nll == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_similarities_of_classes_come_from_the_same_pass() -> None:
+    scene = make_scene("independent")
+    images, labels = scene.batch.views[0], scene.batch.labels % 3
+    passes: list[int] = []
+    scene.cohort.register_forward_pre_hook(lambda module, given: passes.append(len(given[0][0])))
+    scores = classify(scene.cohort, scene.method, [(images[:5], labels[:5]), (images[5:], labels[5:])])
+    assert passes == [5, len(images) - 5]  # every image once, for all that is measured
+    embeddings, _ = peer_embeddings(scene.cohort, [(images, labels)])
+    for peer, embedding in zip(scores.peers, embeddings, strict=True):
+        expected = class_similarity(embedding, labels)
+        assert (peer.intra, peer.inter) == pytest.approx((expected.intra, expected.inter), rel=1e-5)
+    assert {"intra", "inter"} <= scores.leader.as_dict().keys()
+    assert not {"intra", "inter"} & scores.ensemble.as_dict().keys()

@@ -52,7 +52,7 @@ def scored(net: nn.Module, limit: int = 0) -> dict[str, Any]:
     train = data.train.select(limit_per_class(data.train.labels, limit, 3))
 
     def features(split: Any, rows: torch.Tensor) -> Features:
-        images = (split.images[rows] / 255 - 0.5) / 0.25
+        images = split.images[rows] * torch.tensor(1 / (255 * 0.25)) - 0.5 / 0.25  # rounded as a loader rounds
         found, labels = embed(net, [(images, split.labels[rows])])
         return Features(found["embedding"], labels)
 

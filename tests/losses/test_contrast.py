@@ -273,3 +273,58 @@ def test_shapes_are_checked(scene: Any) -> None:
         replace(rows, negatives=torch.zeros(5, 3, dtype=torch.int64))
     with pytest.raises(ShapeError, match="same-class mask"):
         replace(rows, same_class=torch.zeros(6, 11, dtype=torch.bool))
+
+
+def gradient(embeddings: Tensor, banks: Tensor, rows: Candidates) -> tuple[Tensor, Tensor]:
+    leaf = embeddings.clone().requires_grad_()
+    result = nce_embeddings(leaf, banks, rows, pairs=contrast_pairs(len(banks)))
+    result.loss.backward()
+    assert leaf.grad is not None
+    return result.terms, leaf.grad
+
+
+@pytest.mark.parametrize("kind", ["shared", "gemm", "gather"])
+def test_bfloat16_banks_follow_their_values_in_float64(kind: Any) -> None:
+    torch.manual_seed(3)
+    embeddings, banks = unit(3, 8, 32), unit(3, 400, 32).bfloat16()
+    negatives = torch.randint(400, (300,) if kind == "shared" else (8, 300))
+    rows = Candidates(positives=torch.arange(8), negatives=negatives)
+    rows = replace(rows, same_class=torch.rand(8, 300) < 0.1) if kind == "shared" else replace(rows, per_sample=kind)
+    terms, grad = gradient(embeddings.float(), banks, rows)
+    exact_terms, exact_grad = gradient(embeddings, banks.double(), rows)
+    assert grad.dtype == torch.float32
+    assert torch.allclose(terms.double(), exact_terms, rtol=2e-3)
+    assert float((grad - exact_grad).norm() / exact_grad.norm()) < 5e-3
+
+
+def test_passes_over_few_anchors_make_no_difference(scene: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("coterie.losses.contrast._SCORES_AT_ONCE", 1)
+    assert_matches_loop(*scene, shared_rows(masked=True), contrast_pairs(3))
+
+
+def test_shared_negatives_are_unbiased_and_little_noisier() -> None:
+    torch.manual_seed(5)
+    size, count, num_rows, classes = 16, 64, 600, 5
+    labels = torch.arange(num_rows) % classes
+    banks = F.normalize(torch.randn(classes, 16, dtype=torch.float64)[labels] + 1.5 * unit(2, num_rows, 16), dim=-1)
+    own = torch.randperm(num_rows)[:size]
+    inputs, projection = torch.randn(2, size, 24, dtype=torch.float64), unit(24, 16)
+
+    def slope(rows: Candidates) -> Tensor:  # of the one projection of all anchors, of which errors do not average away
+        return (inputs.transpose(1, 2) @ gradient(F.normalize(inputs @ projection, dim=-1), banks, rows)[1]).sum(dim=0)
+
+    others = torch.stack([(labels != labels[i]).nonzero().squeeze(1) for i in own])
+    draws: dict[str, list[Tensor]] = {"shared": [], "per_sample": []}
+    for _ in range(240):
+        rows = torch.randint(num_rows, (count,))
+        same = labels[own][:, None] == labels[rows]
+        draws["shared"].append(slope(Candidates(positives=own, negatives=rows, same_class=same)))
+        places = torch.randint(others.shape[1], (size, count))
+        draws["per_sample"].append(slope(Candidates(positives=own, negatives=others.gather(1, places))))
+    found = {kind: torch.stack(parts) for kind, parts in draws.items()}
+    noise = {
+        kind: float((parts - parts.mean(dim=0)).square().sum(dim=(1, 2)).mean().sqrt()) for kind, parts in found.items()
+    }
+    between = float((found["shared"].mean(dim=0) - found["per_sample"].mean(dim=0)).norm())
+    assert noise["shared"] <= 1.35 * noise["per_sample"]
+    assert between <= 1.5 * (noise["shared"] ** 2 + noise["per_sample"] ** 2) ** 0.5 / 240**0.5

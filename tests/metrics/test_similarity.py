@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from coterie.core import ShapeError
-from coterie.metrics import class_similarity, cross_similarity
+from coterie.core import DataError, ShapeError
+from coterie.metrics import SimilarityTally, class_similarity, cross_similarity
 
 CASE = json.loads((Path(__file__).parents[1] / "golden" / "class_similarity.json").read_text())["cases"][0]
 A = torch.tensor(CASE["inputs"]["embeddings_a"], dtype=torch.float64)
@@ -55,6 +55,20 @@ def test_both_equal_a_loop_over_pairs() -> None:
     assert (own.intra, own.inter) == pytest.approx((intra, inter), abs=1e-10)
     cross = cross_similarity(first, second, labels)
     assert (cross.intra, cross.same, cross.inter) == pytest.approx(loop(first, second, labels), abs=1e-10)
+
+
+def test_batches_add_up_to_the_whole() -> None:
+    generator = torch.Generator().manual_seed(6)
+    embeddings, labels = torch.randn(50, 7, generator=generator), torch.randint(5, (50,), generator=generator)
+    tally = SimilarityTally()
+    for part in (slice(0, 3), slice(3, 40), slice(40, 50)):
+        tally.add(embeddings[part], labels[part], num_classes=6)
+    found, expected = tally.read(), class_similarity(embeddings, labels)
+    assert (found.intra, found.inter) == pytest.approx((expected.intra, expected.inter), abs=1e-14)
+    assert found.per_class[:5].tolist() == pytest.approx(expected.per_class.tolist(), abs=1e-14)
+    assert math.isnan(found.per_class[5])  # a class without images
+    with pytest.raises(DataError, match="no images were counted"):
+        SimilarityTally().read()
 
 
 def test_lone_images_and_single_classes_have_no_mean() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -117,3 +121,18 @@ class Branching(nn.Module):
 
 def test_networks_with_control_flow_are_counted() -> None:
     assert multiply_adds(Branching(), (4,)) == 8
+
+
+@pytest.mark.parametrize("counter", [multiply_adds, activation_bytes])
+def test_the_copy_that_was_counted_is_gone(counter: Callable[..., int]) -> None:
+    weights: list[weakref.ref[Tensor]] = []
+
+    class Seen(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            weights.append(weakref.ref(self.weight))
+            return super().forward(images).relu()
+
+    net = nn.Sequential(Seen(6, 5), nn.Sigmoid(), nn.Linear(5, 2))
+    counter(net, (6,))
+    gc.collect()
+    assert [weight() for weight in weights] == [None]

@@ -1,4 +1,4 @@
-"""`coterie check`: the plan of a run, without a step."""
+"""`coterie check`: the plan of a run and what it takes, without training it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from coterie.cli.screen import make_console
 
 
 def check(recipe: str, *settings: Settings, plugin: Plugins = ()) -> int:
-    """Print what a recipe would do, and find what is wrong with it, without training.
+    """Print what a recipe would do and take, and find what is wrong with it, without training.
+
+    A few steps are tried and thrown away, to tell time and memory; that takes twenty seconds at most, or a little more.
 
     Parameters
     ----------

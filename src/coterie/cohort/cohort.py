@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from coterie.nets import StagedNet, Tappable, TappedNet, as_tappable
 from coterie.nets.boundaries import Notes
 
 _Done = dict[tuple[int, ...], Tensor]  # a view and the parts it went through: the map after them
+Execution: TypeAlias = Callable[["Cohort", Tensor], list[PeerOutput]]
+"""Another way than peer after peer to run a cohort on views `[V, B, C, H, W]`, with the same outputs."""
 
 
 class Cohort(nn.Module):
@@ -38,6 +40,8 @@ class Cohort(nn.Module):
 
     Attributes:
         preactivations: whether `forward` returns the maps before the last activation of each stage; False at first.
+        execution: how the peers are run in training mode; None, as at first and always in evaluation mode, is one after
+            the other. See `coterie.cohort.execution`.
 
     Raises:
         ConfigError: no peers, a leader out of range, peers with other class counts, or shared stages that differ.
@@ -71,6 +75,7 @@ class Cohort(nn.Module):
         self.stage_maps = stage_maps
         self.preactivations = False
         self.peer_views = peer_views
+        self.execution: Execution | None = None
         self.nets = nn.ModuleList(as_tappable(net) for net in nets)
         counts = [net.num_classes for net in self]
         if len(set(counts)) > 1:
@@ -127,12 +132,26 @@ class Cohort(nn.Module):
         Returns:
             M outputs, in order; those of frozen peers without gradient.
         """
+        if self.execution is not None and self.training:
+            return self.execution(self, views)
         done: _Done = {}
         notes: list[Notes] = [{} for _ in views]
-        return [self._run(m, views, done, notes) for m in range(len(self))]
+        return [self.run_peer(m, views, done, notes) for m in range(len(self))]
 
-    def _run(self, peer: int, views: Tensor, done: _Done, notes: Sequence[Notes]) -> PeerOutput:
-        view = peer % (self.peer_views or views.shape[0])
+    def seen(self, views: Tensor) -> list[int]:
+        """For each peer the view, of `[V, B, C, H, W]`, that it sees."""
+        return [peer % (self.peer_views or views.shape[0]) for peer in range(len(self))]
+
+    def run_peer(self, peer: int, views: Tensor, done: _Done, notes: Sequence[Notes]) -> PeerOutput:
+        """Run one peer.
+
+        Args:
+            peer: which.
+            views: `[V, B, C, H, W]`.
+            done: maps after parts that are shared and have been run; added to.
+            notes: for each view, what was noted of shared parts; added to.
+        """
+        view = self.seen(views)[peer]
         net = self.nets[peer]
         with torch.set_grad_enabled(torch.is_grad_enabled() and peer not in self.frozen):
             if not self.copies or not isinstance(net, StagedNet):

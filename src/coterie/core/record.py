@@ -5,7 +5,7 @@ runs/NAME/
     environment.json   versions and hardware
     status.json        how far the run is and how it ended
     metrics.jsonl      one row per logged step; the same for the same recipe
-    timing.jsonl       one row per logged step; seconds and images/s, never the same twice
+    timing.jsonl       one row per logged step; seconds, images/s, peak of memory, never the same twice
     result.json        what was measured at the end
     fewshot.json       accuracy on new classes by ways and shots
     report*.png        pictures
@@ -150,6 +150,10 @@ class RunFolder:
     def write_environment(self, name: str) -> None:
         """Store versions and hardware of this process, and how tables call the run."""
         write_json_atomically(self.environment, {"name": name, **describe_environment()})
+
+    def add_to_environment(self, **facts: JsonValue) -> None:
+        """Store more about how a run is computed, beside what `write_environment` stored."""
+        write_json_atomically(self.environment, {**self.read_environment(), **facts})
 
     def read_environment(self) -> Mapping[str, JsonValue]:
         """Read what `write_environment` stored; empty when there is no such file.

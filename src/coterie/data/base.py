@@ -64,6 +64,10 @@ class Normalisation:
     std: Sequence[float]
 
 
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""Of ImageNet's training images, and by custom of photographs whose own is not known."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A data set, opened.

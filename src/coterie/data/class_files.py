@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coterie.config.schema import DataConfig
 from coterie.core.errors import DataError
-from coterie.data.base import DATA, Normalisation, Source, Split
+from coterie.data.base import DATA, IMAGENET, Source, Split
 from coterie.data.class_split import PARTS, ClassSplit, open_classes, read_split
 from coterie.data.files import (
     check_image_file,
@@ -21,7 +21,6 @@ from coterie.data.files import (
 )
 from coterie.data.images import Framing
 
-_IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _SIDE = 84
 _MINI = ("mini-imagenet", "miniImagenet")
 _HEADER = "filename,label"
@@ -54,7 +53,7 @@ def folder_classes(config: DataConfig, seed: int) -> Source:
     split = split.trained_on(config)
     framing = choose_framing(config, files[split.train[0]][0])
     opener = part_opener(root, files, framing, config)
-    return open_classes("folder_classes", split, opener, _IMAGENET, images_of=lambda name: len(files[name]))
+    return open_classes("folder_classes", split, opener, IMAGENET, images_of=lambda name: len(files[name]))
 
 
 @DATA.register("mini_imagenet")
@@ -83,7 +82,7 @@ def mini_imagenet(config: DataConfig, seed: int) -> Source:
     split = split.trained_on(config)
     framing = choose_framing(replace(config, image_size=config.image_size or _SIDE), files[split.train[0]][0])
     opener = part_opener(root, files, framing, config)
-    return open_classes("mini_imagenet", split, opener, _IMAGENET, images_of=lambda name: len(files[name]))
+    return open_classes("mini_imagenet", split, opener, IMAGENET, images_of=lambda name: len(files[name]))
 
 
 def part_opener(root: Path, files: Files, framing: Framing, config: DataConfig) -> Callable[[Sequence[str]], Split]:

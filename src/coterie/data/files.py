@@ -6,26 +6,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from coterie.config.schema import DataConfig
 from coterie.core.errors import ConfigError, DataError
-from coterie.data.arrays import ArraySplit
-from coterie.data.base import Normalisation, Split
+from coterie.data.base import Split
 from coterie.data.checks import check_rows
 from coterie.data.fingerprint import digest
+from coterie.data.framed import FramedSplit, loaded_if_small
 from coterie.data.images import SUFFIXES, Framing, read_size, read_square
-from coterie.data.stream import stream_once
-from coterie.data.views import ViewPlan
-
-_MANY = 2000  # files from which on worker processes decode sooner than they start
-_BATCH = 250  # files that a worker decodes at a time
 
 
 @dataclass(frozen=True, slots=True)
-class FileSplit:
+class FileSplit(FramedSplit):
     """Image files with labels, decoded on demand.
 
     Attributes:
@@ -40,21 +36,6 @@ class FileSplit:
     labels: Tensor
     framing: Framing
 
-    @property
-    def channels(self) -> int:
-        """Always 3: every file is converted to RGB."""
-        return 3
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels after decoding."""
-        return self.framing.size
-
-    @property
-    def varies(self) -> bool:
-        """Whether a part is cut at random while decoding."""
-        return self.framing.kind == "resized_crop"
-
     def fetch(self, row: int, key: int | None) -> Tensor:
         """Decode a file to `[3, S, S]` uint8; see `coterie.data.images.read_square`."""
         return read_square(self.root / self.names[row], self.framing, key)
@@ -67,29 +48,6 @@ class FileSplit:
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes on disk and labels; no file is read."""
         return digest("files", *(f"{name}/{self._bytes(name)}" for name in self.names), self.labels)
-
-    @property
-    def decoded_bytes(self) -> int:
-        """Memory that all images take as one tensor."""
-        return len(self.names) * 3 * self.image_size**2
-
-    def load(self, workers: int = 0) -> ArraySplit:
-        """Decode all files as evaluation sees them.
-
-        Args:
-            workers: processes that share the work when there are thousands of files; 0 decodes in this one.
-
-        Raises:
-            DataError: a file cannot be decoded; the message names the first one.
-        """
-        images = torch.empty(len(self.names), 3, self.image_size, self.image_size, dtype=torch.uint8)
-        plan = ViewPlan(normalisation=Normalisation(mean=(0.0,) * 3, std=(1.0,) * 3))
-        workers = workers if len(self.names) >= _MANY else 0
-        done = 0
-        for part, _ in stream_once(self, plan, batch_size=_BATCH, device=torch.device("cpu"), workers=workers):
-            images[done : done + len(part)] = part
-            done += len(part)
-        return ArraySplit(images, self.labels)
 
     def _bytes(self, name: str) -> int:
         try:
@@ -111,9 +69,7 @@ def open_files(root: Path, names: Sequence[str], labels: Sequence[int], framing:
     Raises:
         DataError: a file that is decoded now cannot be; the message names it.
     """
-    split = FileSplit(root, names, torch.tensor(labels, dtype=torch.int64), framing)
-    fits = split.decoded_bytes <= config.memory_mb << 20
-    return split.load(config.workers) if fits and not split.varies else split
+    return loaded_if_small(FileSplit(root, names, torch.tensor(labels, dtype=torch.int64), framing), config)
 
 
 def open_by_class(
@@ -135,8 +91,13 @@ def open_by_class(
     return open_files(root, names, [labels[name] for name, found in files.items() for _ in found], framing, config)
 
 
-def choose_framing(config: DataConfig, first: Path) -> Framing:
+def choose_framing(config: DataConfig, first: Path | IO[bytes], name: str = "") -> Framing:
     """Say how files become squares: by `data.augment` and `data.image_size`, or by the size of the first file.
+
+    Args:
+        config: its `augment` and `image_size` are used.
+        first: where the first file is, or its bytes.
+        name: how messages call it; by default where it is.
 
     Raises:
         ConfigError: a random cut is asked for without an image size.
@@ -148,13 +109,13 @@ def choose_framing(config: DataConfig, first: Path) -> Framing:
         return Framing(config.image_size, "resized_crop")
     if config.image_size:
         return Framing(config.image_size, "centre")
-    return _own_framing(first)
+    return _own_framing(first, name or repr(str(first)))
 
 
-def _own_framing(first: Path) -> Framing:
-    width, height = read_size(first)
+def _own_framing(first: Path | IO[bytes], name: str) -> Framing:
+    width, height = read_size(first, name)
     if width != height:
-        raise DataError(f"{str(first)!r} has {width} x {height} pixels and is not square; set data.image_size")
+        raise DataError(f"{name} has {width} x {height} pixels and is not square; set data.image_size")
     return Framing(width, "exact")
 
 

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from coterie.config.schema import DataConfig
 from coterie.core.errors import DataError
-from coterie.data.base import DATA, Normalisation, Source
+from coterie.data.base import DATA, IMAGENET, Source
 from coterie.data.files import choose_framing, files_of_class, folders_in, open_by_class
 from coterie.data.images import SUFFIXES
-
-_IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @DATA.register("folder")
@@ -44,7 +42,7 @@ def folder(config: DataConfig, seed: int) -> Source:
         train=open_by_class(root / "train", files, labels, framing, config),
         test=lambda: open_by_class(test, _list_files(test, labels), labels, framing, config),
         classes=tuple(labels),
-        normalisation=_IMAGENET,
+        normalisation=IMAGENET,
     )
 
 

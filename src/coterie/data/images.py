@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ MAX_PIXELS = 64_000_000
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
+_MIRRORED = {2: (1, 0), 3: (1, 1), 4: (0, 1), 6: (1, 0), 7: (1, 1), 8: (0, 1)}  # axes, across and down, once upright
 _SCALE = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
+_SPARE = 2  # how many times the wanted pixels a JPEG keeps when it is decoded for evaluation
 
 Box = tuple[int, int, int, int]
 
@@ -44,16 +46,21 @@ class Framing:
     kind: Literal["exact", "centre", "resized_crop"] = "centre"
 
 
-def read_square(path: Path, framing: Framing, key: int | None = None) -> Tensor:
+def read_square(file: Path | IO[bytes], framing: Framing, key: int | None = None, *, name: str = "") -> Tensor:
     """Decode an image file.
 
     Grey, CMYK, palette and 16-bit images become 8-bit RGB; an alpha channel is dropped, of an animation the first
     frame is taken, and the orientation noted in EXIF is applied.
 
+    A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which its blocks allow for less work: for a random cut where
+    the cut keeps as many pixels as are wanted, for evaluation where the image keeps twice as many, so that what is
+    averaged over is hardly another than without.
+
     Args:
-        path: the file.
+        file: where it is, or its bytes.
         framing: the square to make of it.
         key: what a random cut depends on; None for the cut of evaluation.
+        name: how messages call it; by default where it is.
 
     Returns:
         `[3, S, S]` uint8.
@@ -61,18 +68,20 @@ def read_square(path: Path, framing: Framing, key: int | None = None) -> Tensor:
     Raises:
         DataError: the file is missing, damaged, not an image, too large, or of another size than `exact` asks for.
     """
-    with _opened(path) as image:
+    with _opened(file, name or repr(str(file))) as image:
         return image_tensor(_square(image, framing, key))
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(file: Path | IO[bytes], name: str = "") -> tuple[int, int]:
     """Width and height of an image file once it is upright, from its header; raises `DataError` as `read_square`."""
-    with _opened(path) as image:
+    with _opened(file, name or repr(str(file))) as image:
         return _upright_size(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB; raises `DataError` for floating point pixels, whose range is free."""
+    if image.mode == "RGB":
+        return image
     if image.mode == "F":
         raise DataError("holds floating point pixels; convert it to 8 bits")
     if image.mode.startswith("I"):
@@ -118,13 +127,12 @@ def random_box(width: int, height: int, key: int) -> Box:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    name = repr(str(path))
+def _opened(file: Path | IO[bytes], name: str) -> Iterator[Image.Image]:
     too_large = f"{name} claims more than {MAX_PIXELS} pixels; scale it down or remove it"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(file, formats=_FORMATS)
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(too_large)
@@ -139,13 +147,16 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{name} cannot be read as an image ({one_line(error)}); replace or remove it") from error
 
 
+def _turns(image: Image.Image) -> int:
+    return int(image.getexif().get(_ORIENTATION, 1))
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    return to_rgb(ImageOps.exif_transpose(image))
+    return image if _turns(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    return (image.height, image.width) if turned else (image.width, image.height)
+    return (image.height, image.width) if _turns(image) >= 5 else image.size
 
 
 def _check_exact(image: Image.Image, size: int) -> None:
@@ -159,33 +170,52 @@ def _check_exact(image: Image.Image, size: int) -> None:
 def _square(image: Image.Image, framing: Framing, key: int | None) -> Image.Image:
     size = framing.size
     if framing.kind == "exact":
-        square = _upright(image)
+        square = to_rgb(_upright(image))
         _check_exact(square, size)
         return square
     if framing.kind == "centre":
-        return _centre_square(_upright(image), size, size)
+        return _centre_square(image, size, size)
     if key is None:
-        return _centre_square(_upright(image), size * 256 // 224, size)
+        return _centre_square(image, size * 256 // 224, size)
     return _random_square(image, size, key)
 
 
 def _centre_square(image: Image.Image, shorter: int, size: int) -> Image.Image:
-    factor = shorter / min(image.size)
-    width, height = (max(shorter, int(side * factor)) for side in image.size)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    """Bring the shorter side to a length and cut the middle, in one go: pixels that are cut off are not scaled."""
+    sides, mirrored = _upright_size(image), _MIRRORED.get(_turns(image), (0, 0))
+    upright, scale = _decoded(image, min(sides) / (_SPARE * shorter))
+    spans = [
+        _middle(side, upright.size[axis], scale, shorter * side // min(sides), size, mirrored[axis])
+        for axis, side in enumerate(sides)
+    ]
+    (left, right), (top, bottom) = spans
+    return to_rgb(upright).resize((size, size), Image.Resampling.BILINEAR, (left, top, right, bottom))
+
+
+def _middle(side: int, decoded: int, scale: float, length: int, size: int, mirrored: int) -> tuple[float, float]:
+    """Where in a decoded side the middle `size` of `length` pixels are that the whole side is brought to.
+
+    A decoder rounds up: of `decoded` pixels only `side / scale` show the image, the last ones, where it was mirrored.
+    """
+    step = side / scale / length
+    first = mirrored * (decoded - side / scale) + round((length - size) / 2) * step
+    return first, min(first + size * step, decoded)
 
 
 def _random_square(image: Image.Image, size: int, key: int) -> Image.Image:
-    width, height = _upright_size(image)
-    box = random_box(width, height, key)
-    factor = min(box[2] - box[0], box[3] - box[1]) / size
-    if factor >= 2:  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for less work
-        image.draft("RGB", (math.ceil(image.width / factor), math.ceil(image.height / factor)))
-    upright = _upright(image)
-    scales = (upright.width / width, upright.height / height) * 2
-    left, top, right, bottom = (round(edge * scale) for edge, scale in zip(box, scales, strict=True))
+    box = random_box(*_upright_size(image), key)
+    upright, scale = _decoded(image, min(box[2] - box[0], box[3] - box[1]) / size)
+    left, top, right, bottom = (round(edge / scale) for edge in box)
     part = upright.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    return part.resize((size, size), Image.Resampling.BILINEAR)
+    return to_rgb(part).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _decoded(image: Image.Image, most: float) -> tuple[Image.Image, float]:
+    """Decode an image, if it is a JPEG at 1/2, 1/4 or 1/8 of its size but not below 1/`most`.
+
+    Returns:
+        The image, upright, and what its sides were divided by.
+    """
+    width = image.width
+    reduced = image.draft("RGB", (math.ceil(width / most), math.ceil(image.height / most))) if most >= 2 else None
+    return _upright(image), 1.0 if reduced is None else width / reduced[1][2]

@@ -14,6 +14,7 @@ from coterie.data.arrays import ArraySplit
 from coterie.data.base import Fetchable, Normalisation, Split
 from coterie.data.order import Order
 from coterie.data.stream import StreamLoader, numbered_batch, stream_once
+from coterie.data.transfer import moved
 from coterie.data.views import ViewMaker, ViewPlan
 
 
@@ -132,17 +133,17 @@ def evaluation_batches(
     plan = ViewPlan(normalisation=normalisation, channels_last=channels_last)
     maker = ViewMaker(plan, device)
     if isinstance(split, ArraySplit):
-        batches = _slices(split, batch_size, device)
+        batches = moved(_slices(split, batch_size), device)
     else:
         batches = stream_once(as_fetchable(split), plan, batch_size=batch_size, device=device, workers=workers)
     for images, labels in batches:
         yield maker.evaluation(images), labels
 
 
-def _slices(split: ArraySplit, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _slices(split: ArraySplit, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(split.labels), batch_size):
         part = slice(start, start + batch_size)
-        yield split.images[part].to(device), split.labels[part].to(device)
+        yield split.images[part], split.labels[part]
 
 
 def as_fetchable(split: Split) -> Fetchable:

@@ -12,7 +12,7 @@ from coterie.core import draws
 from coterie.core.errors import ConfigError, DataError
 from coterie.data.base import DATA, Normalisation, Source, Split
 from coterie.data.checks import check_batch_size, check_counts, check_labels, check_own_labels
-from coterie.data.files import FileSplit
+from coterie.data.framed import FramedSplit
 from coterie.data.split import hold_out, limit_rows
 
 
@@ -104,7 +104,7 @@ def _check_source(source: Source, config: DataConfig) -> None:
     channels = {len(source.normalisation.mean), len(source.normalisation.std), source.train.channels}
     if len(channels) > 1:
         raise ConfigError(f"images have {source.train.channels} channels and the normalisation has other; give as many")
-    if config.augment == "resized_crop" and not isinstance(source.train, FileSplit):
+    if config.augment == "resized_crop" and not isinstance(source.train, FramedSplit):
         raise ConfigError(
             f"data.augment='resized_crop' cuts image files and {source.name} has none; use 'crop', or a folder"
         )

@@ -19,6 +19,7 @@ from coterie.core.errors import CoterieError, DataError
 from coterie.core.types import Batch
 from coterie.data.base import Fetchable
 from coterie.data.order import Order
+from coterie.data.transfer import moved
 from coterie.data.views import ViewMaker, ViewPlan
 
 T = TypeVar("T")
@@ -64,9 +65,8 @@ class StreamLoader:
         """Yield the batches of an epoch, from position `start` on; see `coterie.data.loaders.Loader`."""
         assert self._reader is not None, "the loader is closed"
         self._requests.epoch, self._requests.start = epoch, start
-        for position, (images, rows) in enumerate(_drain(self._reader), start):
-            rows = rows.to(self._device, non_blocking=True)
-            views = self._maker.streamed(images.to(self._device, non_blocking=True), rows, epoch)
+        for position, (images, rows) in enumerate(moved(_drain(self._reader), self._device), start):
+            views = self._maker.streamed(images, rows, epoch)
             yield numbered_batch(views, self._labels[rows], rows, epoch, epoch * self.batches_per_epoch + position)
 
     def close(self) -> None:
@@ -100,8 +100,8 @@ def stream_once(
     requests: list[_Request] = [
         (_EVALUATION, tuple(every[start : start + batch_size])) for start in every[::batch_size]
     ]
-    for images, rows in _drain(_reader(_Fetcher(split, plan), requests, device, workers)):
-        yield images[0].to(device, non_blocking=True), split.labels[rows].to(device)
+    fetched = _drain(_reader(_Fetcher(split, plan), requests, device, workers))
+    yield from moved(((images[0], split.labels[rows]) for images, rows in fetched), device)
 
 
 def numbered_batch(views: Tensor, labels: Tensor, rows: Tensor, epoch: int, step: int) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -54,6 +54,29 @@ class Keeper(Protocol):
         """Write a checkpoint of this moment."""
 
 
+class Done(NamedTuple):
+    """What a step leaves for watchers; its tensors may be overwritten by the next step."""
+
+    batch: Batch
+    peers: Peers
+    terms: Terms
+
+
+Step: TypeAlias = Callable[["Run", Batch], Done]
+
+
+def take_step(run: Run, images: Batch) -> Done:
+    """Turn a batch into changed weights and memories: everything of a step that happens on the device."""
+    with run.precision.autocast():
+        batch = run.objective.prepare(images)
+        peers, terms = run.objective(batch)
+        loss = terms.total()
+    run.stepper.apply(loss)
+    with torch.no_grad():
+        run.objective.method.after_step(peers, batch)
+    return Done(batch, peers, terms)
+
+
 @dataclass(slots=True)
 class Run:
     """Everything a loop touches.
@@ -69,6 +92,7 @@ class Run:
         interrupt: the flag that signals raise.
         clock: where the run stands.
         held_out: the peers' logits and the labels of the validation split, for methods that ask for them.
+        step: takes a step; `take_step`, or a recording of it.
     """
 
     objective: Objective
@@ -81,6 +105,7 @@ class Run:
     interrupt: Interrupt = field(default_factory=Interrupt)
     clock: Clock = field(default_factory=Clock)
     held_out: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor]]] = tuple
+    step: Step = take_step
 
     @property
     def batches(self) -> int:
@@ -109,18 +134,13 @@ def fit(run: Run) -> None:
 
 
 def train_epoch(run: Run) -> None:
-    """Go through the rest of the current epoch; the whole algorithm."""
+    """Go through the rest of the current epoch; with `take_step`, the whole algorithm."""
     run.objective.train()
     method = run.objective.method
     outer_every = method.requirements().outer_every
     for images in run.loader.batches(run.clock.epoch, run.clock.position):
-        with run.precision.autocast():
-            batch = run.objective.prepare(images)
-            peers, terms = run.objective(batch)
-            loss = terms.total()
-        run.stepper(loss, run.clock.epoch, run.clock.position)
-        with torch.no_grad():
-            method.after_step(peers, batch)
+        run.stepper.aim(run.clock.epoch, run.clock.position)
+        batch, peers, terms = run.step(run, images)
         run.clock.position += 1
         if outer_every and run.passed(outer_every):
             method.outer_step(_outer(run, batch))

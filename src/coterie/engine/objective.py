@@ -6,8 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from coterie.cohort import Cohort, Teachers
+from coterie.core.errors import ConfigError
 from coterie.core.method import Method
 from coterie.core.types import Batch, PeerOutput, Terms
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a sum, to find out whether this machine can.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        torch.compile(lambda numbers: numbers + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # torch, its compilers and their drivers fail in as many ways as there are
+        reason = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
+        raise ConfigError(
+            f"train.compile=default finds no working compiler for {device.type} ({reason}); install a C++ compiler, or"
+            " set train.compile=none"
+        ) from None
 
 
 class Objective(nn.Module):
@@ -18,16 +35,24 @@ class Objective(nn.Module):
         method: turns their outputs into terms; its heads are trained too.
         teachers: networks outside the cohort whose outputs the method learns from.
         sight: maps images `[B, C, H, W]` to what the peers see of them; the images themselves when None.
+        compiled: run the cohort through `torch.compile`; see `check_compiler`.
     """
 
     def __init__(
-        self, cohort: Cohort, method: Method, *, teachers: Teachers | None = None, sight: nn.Module | None = None
+        self,
+        cohort: Cohort,
+        method: Method,
+        *,
+        teachers: Teachers | None = None,
+        sight: nn.Module | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.cohort = cohort
         self.method = method
         self.teachers = Teachers(()) if teachers is None else teachers
         self.sight = sight
+        self._run = torch.compile(cohort.forward) if compiled else cohort.__call__
 
     def forward(self, batch: Batch) -> tuple[list[PeerOutput], Terms]:
         """Run the cohort on the views of a batch and the method on its outputs.
@@ -38,7 +63,7 @@ class Objective(nn.Module):
         Returns:
             The outputs of the M peers and the terms, both with gradient.
         """
-        peers: list[PeerOutput] = self.cohort(batch.views)
+        peers: list[PeerOutput] = self._run(batch.views)
         return peers, self.method.losses(peers, batch)
 
     def prepare(self, batch: Batch) -> Batch:

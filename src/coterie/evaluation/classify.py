@@ -28,7 +28,8 @@ def classify(cohort: Cohort, method: Method, batches: Iterable[tuple[Tensor, Ten
         batches: images `[B, C, H, W]` and labels `[B]`, on the device of the cohort.
 
     Returns:
-        Top-1, top-5, negative log-likelihood and calibration error of the leader, of every peer and of the ensemble.
+        Top-1, top-5, negative log-likelihood and calibration error of the leader, of every peer and of the ensemble;
+        of the networks also how close embeddings of one class, and of different classes, lie.
 
     Raises:
         DataError: there were no images.
@@ -38,7 +39,8 @@ def classify(cohort: Cohort, method: Method, batches: Iterable[tuple[Tensor, Ten
     method.eval()
     try:
         for peers, labels in _outputs(cohort, batches):
-            tally.add([peer.logits for peer in peers], method.ensemble(peers), labels)
+            embeddings = [peer.embedding for peer in peers]
+            tally.add([peer.logits for peer in peers], method.ensemble(peers), labels, embeddings)
     finally:
         method.train(training)
     return tally.read()

@@ -33,7 +33,7 @@ def differences(before: str, now: str) -> dict[str, tuple[object, object]]:
     Returns:
         Dotted key to the values before and now, for every key whose values differ.
     """
-    old, new = _flat(_in_full(before)), _flat(_in_full(now))
+    old, new = map(_flat, _in_full(tomllib.loads(before), tomllib.loads(now)))
     return {
         key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
     }
@@ -64,12 +64,11 @@ def _check_recipe(before: str, now: str) -> None:
         raise CheckpointError(f"the run was begun with another recipe ({listed}); resume without these changes")
 
 
-def _in_full(text: str) -> dict[str, object]:
-    written = tomllib.loads(text)
+def _in_full(*trees: dict[str, object]) -> tuple[dict[str, object], ...]:
     try:
-        return tomllib.loads(to_toml(resolve(written)))
-    except ConfigError:  # a method that is not loaded, a key that is gone: compared as written
-        return written
+        return tuple(tomllib.loads(to_toml(resolve(tree))) for tree in trees)
+    except ConfigError:  # a method that is not loaded, a key that is gone: both are compared as written
+        return trees
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:

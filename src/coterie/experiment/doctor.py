@@ -17,6 +17,7 @@ _OPTIONAL = {
     "onnxscript": ("onnxscript", "coterie[onnx]", "export to ONNX"),
     "onnxruntime": ("onnxruntime", "coterie[onnx]", "checking an ONNX export"),
     "tensorboard": ("torch.utils.tensorboard", "coterie[track]", "TensorBoard logs"),
+    "datasets": ("datasets", "coterie[shards]", "packed images, data.name=shards"),
     "torchvision": ("torchvision", "coterie[vision]", "networks named torchvision/NAME"),
     "timm": ("timm", "coterie[vision]", "networks named timm/NAME"),
 }

@@ -19,9 +19,19 @@ from coterie.core.record import RunFolder
 from coterie.data import Source, Split, evaluation_batches, open_data
 from coterie.engine import CheckpointStore, Interrupt, Preempted, Snapshot, fit
 from coterie.evaluation import classify, draw_episodes, peer_embeddings, peer_logits, score_episodes
-from coterie.experiment.build import Parts, build_cohort, build_method, net_names, order_for, pick_device, runtime
+from coterie.experiment.build import (
+    Parts,
+    build_cohort,
+    build_method,
+    net_names,
+    order_for,
+    pick_device,
+    runtime,
+    views_for,
+)
 from coterie.experiment.new_classes import check_scores
 from coterie.experiment.phases import Phase, adopt_peers, epoch_of, peers_in, phase_at, phases_of
+from coterie.experiment.running import prepare_running
 from coterie.experiment.session import Row, Session, Setting
 from coterie.experiment.teacher_cache import cache_size, cached_outputs, check_taught, on_device
 from coterie.experiment.teachers import build_teachers, cohort_facts, teacher_facts, teacher_scores
@@ -103,6 +113,9 @@ class Experiment:
         teachers.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         names = tuple(net_names(recipe)[m] for m in peers)
         check_taught(recipe, needs, len(teachers))
+        prepare_running(
+            recipe, cohort, method, torch.zeros(views_for(recipe, method), 2, channels, size, size).to(device)
+        )
         order = order_for(recipe, method, data)
         return Parts(data, cohort, method, order, device, teachers, sight.to(device), peers, names)
 
@@ -145,6 +158,19 @@ class Experiment:
         found = self._newest() if begin == "resume" else None
         phase = phase_at(self.recipe, 0 if found is None else epoch_of(found))
         parts = self._built(phase, found)
+        self._fill_cache(parts)
+        with self.session(parts, phase, interrupt) as session:
+            getattr(session, begin)()
+            return _run(session)
+
+    def session(self, parts: Parts, phase: Phase, interrupt: Interrupt) -> Session:
+        """Make the session that trains a cohort through its phase; it writes nothing before it is told to start.
+
+        Args:
+            parts: built for the phase.
+            phase: the epochs in which the cohort stays the same.
+            interrupt: the flag that signals raise.
+        """
         setting = Setting(
             recipe=self.recipe,
             name=self.name,
@@ -158,10 +184,7 @@ class Experiment:
             console=self.console,
             quiet=self.quiet,
         )
-        self._fill_cache(parts)
-        with Session(setting, interrupt) as session:
-            getattr(session, begin)()
-            return _run(session)
+        return Session(setting, interrupt)
 
     def _fill_cache(self, parts: Parts) -> None:
         teachers, folder, images = parts.teachers, self.recipe.teacher.cache, len(parts.data.train.labels)

@@ -30,6 +30,8 @@ _COLUMNS = {
     "top5": ("top-5 %", ".2f"),
     "nll": ("NLL", ".4f"),
     "ece": ("ECE", ".4f"),
+    "intra": ("intra", ".3f"),
+    "inter": ("inter", ".3f"),
     "interval": ("95 % +-", ".2f"),
     "episodes": ("episodes", ".0f"),
 }  # what may have been measured: heading and format
@@ -85,12 +87,12 @@ def score_rows(
 def score_table(rows: Iterable[tuple[str, str, dict[str, float]]]) -> Table:
     """Lay out what `score_rows` returned for a terminal."""
     rows = list(rows)
-    measured = [name for name in _COLUMNS if all(name in row for _, _, row in rows)]
+    measured = [name for name in _COLUMNS if any(name in row for _, _, row in rows)]
     table = Table("weights", "network", box=None, pad_edge=False)
     for heading, _ in map(_COLUMNS.__getitem__, measured):
         table.add_column(heading, justify="right", no_wrap=True)
     for title, name, row in rows:
-        table.add_row(title, Text(name), *(f"{row[key]:{_COLUMNS[key][1]}}" for key in measured))
+        table.add_row(title, Text(name), *(f"{row[key]:{_COLUMNS[key][1]}}" if key in row else "" for key in measured))
     return table
 
 

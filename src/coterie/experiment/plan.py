@@ -1,4 +1,4 @@
-"""What a run would do, found out without a training step."""
+"""What a run would do and take, found out without training it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from coterie.data import ViewPlan, make_loader
 from coterie.engine import Objective, learning_rate
 from coterie.experiment.build import Parts, images_per_batch, runtime, views_for
 from coterie.experiment.experiment import Experiment
+from coterie.experiment.forecast import Forecast, make_forecast
 from coterie.experiment.phases import phases_of
 from coterie.experiment.teacher_cache import cache_size
 from coterie.nets.cost import activation_bytes, count_parameters, multiply_adds
@@ -56,11 +57,12 @@ class Plan:
         console.print(table)
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Build everything a run needs, run one forward pass on a few images, and describe it; nothing is written.
+def make_plan(recipe: Recipe, *, budget: float = 20.0) -> Plan:
+    """Build everything a run needs, try a few steps that are thrown away, and describe it; nothing is written.
 
     Args:
         recipe: what would be done.
+        budget: seconds that the trial may take, roughly; see `make_forecast`.
 
     Raises:
         CoterieError: whatever `coterie train` would refuse.
@@ -69,7 +71,8 @@ def make_plan(recipe: Recipe) -> Plan:
     with runtime(recipe.train, mix(recipe.seed, "globals")):
         parts = experiment.build_to_train()
         sections = (_peers, _data, _method, _budget)
-        return Plan(tuple(line for section in sections for line in section(recipe, parts)))
+        lines = [line for section in sections for line in section(recipe, parts)]
+        return Plan((*lines, *_costs(experiment, parts, budget)))
 
 
 def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
@@ -81,10 +84,6 @@ def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
         lines.append((f"peer {m}", f"{name}, {count_parameters(cohort[m]):,} parameters, {macs:,} multiply-adds{role}"))
     stages = "1 stage" if cohort.shared == 1 else f"{cohort.shared} stages"
     shared = f"stem and {stages}" if cohort.shared else "nothing: separate peers"
-    views = views_for(recipe, parts.method)
-    activations = activation_bytes(cohort, (views, *shape), _DTYPES[recipe.train.precision], batch_dim=1)
-    images = images_per_batch(recipe, parts.method)
-    size = activations * images / _MIB
     return [
         *lines,
         ("shared", shared),
@@ -94,7 +93,6 @@ def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
             "trained",
             f"{count_parameters(cohort):,} parameters in the cohort, {count_parameters(parts.method):,} in heads",
         ),
-        ("activations", f"about {size:.0f} MiB for a batch of {images}, kept for the backward pass"),
     ]
 
 
@@ -155,6 +153,43 @@ def _budget(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
         ("steps", f"{recipe.epochs} epochs x {steps:,} = {recipe.epochs * steps:,} of {images} images"),
         ("device", f"{parts.device}, {recipe.train.precision}"),
     ]
+
+
+def _costs(experiment: Experiment, parts: Parts, budget: float) -> list[tuple[str, str]]:
+    """Time and memory; the last lines, because the trial behind them changes the parts."""
+    recipe, images = experiment.recipe, images_per_batch(experiment.recipe, parts.method)
+    shape = views_for(recipe, parts.method), *parts.image_shape
+    activations = activation_bytes(parts.cohort, shape, _DTYPES[recipe.train.precision], batch_dim=1)
+    forecast = make_forecast(experiment, parts, activations=activations, budget=budget)
+    return [
+        (
+            "activations",
+            f"about {activations * images / _MIB:.0f} MiB for a batch of {images}, kept for the backward pass",
+        ),
+        ("time", f"about {_duration(forecast.step)} a step, {_duration(forecast.run)} for the run{_basis(forecast)}"),
+        ("memory", f"about {forecast.memory / _MIB:,.0f} MiB at the peak{_room(forecast, parts.device)}"),
+    ]
+
+
+def _basis(forecast: Forecast) -> str:
+    scaled = "" if forecast.whole else ", scaled up"
+    return f"; from {forecast.batches} trial batches of {forecast.images} images{scaled}"
+
+
+def _room(forecast: Forecast, device: torch.device) -> str:
+    where = "allocated by torch" if device.type == "cuda" else "of the process"
+    over = forecast.memory > forecast.free
+    return f", {where}" + (f"; more than the {forecast.free / _MIB:,.0f} MiB that are free" if over else "")
+
+
+def _duration(seconds: float) -> str:
+    """Two or three digits and a unit that suits them."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 600:
+        return f"{seconds:.3g} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _rates(optim: OptimConfig, steps: int, epochs: int) -> str:

@@ -17,6 +17,7 @@ from coterie.core.draws import mix
 from coterie.core.environment import describe_environment, exactness_lost
 from coterie.core.errors import ConfigError
 from coterie.core.files import JsonValue, RecordWarning
+from coterie.core.memory_use import peak_bytes
 from coterie.core.record import MetricsLog, RunFolder, State, Status, read_metrics
 from coterie.data import Split, ViewPlan, make_loader
 from coterie.engine import (
@@ -43,6 +44,7 @@ from coterie.experiment.best import load_best, restore_scorable, scorable, score
 from coterie.experiment.build import Parts, views_for
 from coterie.experiment.changes import check_unchanged
 from coterie.experiment.phases import Phase, adopt_rest, peers_in
+from coterie.experiment.running import settle_execution, step_for
 from coterie.experiment.teachers import digest_of
 from coterie.experiment.tensorboard import TensorBoard
 from coterie.experiment.validation import Validation
@@ -139,6 +141,7 @@ class Session:
         self.record("running")
         if not self.is_last:
             self._emit({"kind": "cohort", "epoch": 0, "step": 0, "peers": list(self.setting.parts.peers)})
+        self._settle(begun=False)
         self._measure_teachers()
 
     def start_over(self) -> None:
@@ -171,6 +174,7 @@ class Session:
         self.log.truncate(offset if isinstance(offset, int) else 0)
         self.timing.truncate(self.timing.offset())  # only a row that lost its end goes
         self.record("running")
+        self._settle(begun=before == peers)
         if before == peers:
             self._warn_if_inexact()
             self._say(f"resumed after {step} batches from {self.store.path_of(step)}")
@@ -256,8 +260,14 @@ class Session:
             self._say(f"teacher {number}: {top1:.2f} % of {len(split.labels):,} {where} images")
             _warn_if_by_chance(number, top1, parts.data.num_classes)
 
+    def _settle(self, *, begun: bool) -> None:
+        setting = self.setting
+        self._say(
+            settle_execution(setting.folder, recipe=setting.recipe, parts=setting.parts, run=self.run, begun=begun)
+        )
+
     def _say(self, line: str) -> None:
-        if not self.setting.quiet:
+        if line and not self.setting.quiet:
             self.setting.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _warn_if_inexact(self) -> None:
@@ -278,10 +288,11 @@ class Session:
             channels_last=recipe.train.channels_last,
         )
         loader = make_loader(split, order=parts.order, plan=plan, device=parts.device, workers=recipe.data.workers)
-        objective = Objective(parts.cohort, parts.method, teachers=parts.teachers, sight=parts.sight)
+        compiled = recipe.train.compile == "default"
+        objective = Objective(parts.cohort, parts.method, teachers=parts.teachers, sight=parts.sight, compiled=compiled)
         precision = Precision(recipe.train.precision, parts.device)
         stepper = Stepper(
-            make_optimizer(objective.trainable().values(), recipe.optim),
+            make_optimizer(objective.trainable().values(), recipe.optim, recorded=recipe.train.compile == "graph"),
             recipe.optim,
             precision,
             batches_per_epoch=loader.batches_per_epoch,
@@ -297,6 +308,7 @@ class Session:
         held_out = self.setting.held_out if parts.method.requirements().held_out else tuple
         run = Run(objective, stepper, loader, precision, self.setting.phase.end, self.keeper, watchers, interrupt)
         run.held_out = held_out
+        run.step = step_for(recipe, parts)
         return run
 
     def _make_validation(self) -> Validation | None:
@@ -330,6 +342,7 @@ class Session:
         self.board.on_row(row)
 
     def _emit_timing(self, row: Row) -> None:
+        row = {**row, "peak_mib": peak_bytes(self.setting.parts.device) / 2**20}
         self.timing.append(row)
         self.display.on_timing(row)
 

@@ -91,6 +91,15 @@ def cached_outputs(
     )
 
 
+def blank_outputs(teachers: Teachers, num_images: int, device: torch.device) -> tuple[PeerOutput, ...]:
+    """Zeros in the shape of `cached_outputs`, for a trial that is to take no longer than a run with a cache."""
+
+    def blank(size: int) -> Tensor:
+        return torch.zeros(num_images, size, device=device)
+
+    return tuple(PeerOutput(logits=blank(net.num_classes), embedding=blank(net.embedding_dim)) for net in teachers)
+
+
 def on_device(outputs: Iterable[PeerOutput], device: torch.device) -> tuple[PeerOutput, ...]:
     """Copy outputs to a device."""
     return tuple(

@@ -111,11 +111,10 @@ class _BankScores(torch.autograd.Function):
         scores = anchors.new_empty(peers, peers, size, first + candidates.num_negatives)
         ctx.sources = []
         for bank, out in zip(banks, scores, strict=True):
-            rows = bank.to(anchors.dtype)
-            drawn = rows.index_select(0, positives.flatten()).view(size, first, -1)
-            source = scorer(rows, candidates, None)
+            drawn = bank.index_select(0, positives.flatten()).to(anchors.dtype).view(size, first, -1)
+            source = scorer(bank, candidates, anchors.dtype)
             out[..., :first] = torch.einsum("mbd,bpd->mbp", anchors, drawn)
-            source.scores(anchors, out[..., first:])
+            out[..., first:] = source.scores(anchors)
             ctx.sources.append((drawn, source))
         return scores
 

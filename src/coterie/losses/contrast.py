@@ -13,9 +13,9 @@ q = S / N, written so that float32 keeps the small terms. But for eps it does no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Literal, Protocol
 
 import torch
@@ -29,7 +29,8 @@ from coterie.losses.logits import at_least_float32
 Pair = tuple[int, int]
 """One directed term: (anchor peer, peer that owns the bank)."""
 
-_BLOCK_VALUES = 1 << 17  # scores worked on at a time on a CPU, so that several passes stay in its cache
+_BLOCK_VALUES = 1 << 18  # scores worked on at a time on a CPU, so that several passes stay in its cache
+_SCORES_AT_ONCE = 1 << 22  # scores held at a time on a CPU, 16 MiB of float32
 _LARGEST_RATIO = 1e30  # keeps a frozen Z that no longer fits from turning float32 into infinity
 
 
@@ -82,11 +83,12 @@ def nce_embeddings(
     """Contrast the embeddings of M peers with the memory banks of other peers.
 
     The gradient is formed in the forward pass and only `[M, B, D]` is kept for the backward pass. With shared negatives
-    the largest tensor is `[anchors of one bank * B, S]`. Half precision is raised to float32, inside autocast too.
+    the largest tensor is `[anchors of one bank, B, S]`, on a CPU `[B, S]` or up to 16 MiB. Half precision is raised to
+    float32, inside autocast too; float32 anchors meet bfloat16 banks in bfloat16 products with float32 sums.
 
     Args:
         embeddings: `[M, B, D]`, or M times `[B, D]`, rows of length 1; receives the gradient.
-        banks: `[M, N, D]`, one bank per peer; constants.
+        banks: `[M, N, D]`, one bank per peer, in float32, bfloat16 or the embeddings' dtype; constants.
         candidates: rows of the positives and negatives.
         pairs: (anchor, bank) of each directed term.
         temperature: divides the inner products.
@@ -158,25 +160,22 @@ class _Nce(torch.autograd.Function):
         ctx: _Context, embeddings: Tensor, banks: Tensor, candidates: Candidates, plan: _Plan
     ) -> tuple[Tensor, Tensor, Tensor]:
         size, tau = embeddings.shape[1], plan.temperature
-        groups = plan.by_bank()
-        widest = max(len(slots) for slots in groups.values())
-        workspace = embeddings.new_empty(widest, size, candidates.num_negatives)
         bias, weights = mask_bias(candidates, embeddings.dtype), candidates.weights(embeddings.dtype)
         grad = torch.zeros_like(embeddings)
         values: list[Tensor] = [grad] * len(plan.pairs)
         log_means = list(values)
-        for bank, slots in groups.items():
-            rows = banks[bank].to(embeddings.dtype)
-            anchors = torch.stack([embeddings[plan.pairs[slot][0]] for slot in slots]) / tau
-            positives = rows.index_select(0, candidates.positives)
-            source, scores = scorer(rows, candidates, bias), workspace[: len(slots)]
-            source.scores(anchors, scores)
-            frozen = _rows_of(plan.z, slots)
-            value, log_mean, pull = _criterion((anchors * positives).sum(-1), scores, weights, frozen, plan.noise)
-            slopes = source.pull(scores).mul_(weights[:, None]).addcmul_(pull[..., None], positives)
-            for k, slot in enumerate(slots):
-                grad[plan.pairs[slot][0]].add_(slopes[k], alpha=1 / (size * tau))
-                values[slot], log_means[slot] = value[k], log_mean[k]
+        at_once = _sets_at_once(size * candidates.num_negatives, embeddings.device)
+        for bank, group in plan.by_bank().items():
+            source = scorer(banks[bank], candidates, embeddings.dtype)
+            positives = banks[bank].index_select(0, candidates.positives).to(embeddings.dtype)
+            for slots in (group[start : start + at_once] for start in range(0, len(group), at_once)):
+                anchors = torch.stack([embeddings[plan.pairs[slot][0]] for slot in slots]) / tau
+                raw, criterion = source.scores(anchors), _Criterion(_rows_of(plan.z, slots), plan.noise, weights)
+                value, log_mean, pull = criterion((anchors * positives).sum(-1), raw, bias)
+                slopes = source.pull(raw).to(grad.dtype).mul_(weights[:, None]).addcmul_(pull[..., None], positives)
+                for k, slot in enumerate(slots):
+                    grad[plan.pairs[slot][0]].add_(slopes[k], alpha=1 / (size * tau))
+                    values[slot], log_means[slot] = value[k], log_mean[k]
         ctx.save_for_backward(grad)
         terms, means = torch.stack(values), torch.stack(log_means)
         ctx.mark_non_differentiable(terms, means)
@@ -189,58 +188,88 @@ class _Nce(torch.autograd.Function):
         return grad * grad_loss, None, None, None
 
 
-def _criterion(
-    positive: Tensor, scores: Tensor, weights: Tensor, z: Literal["batch", "anchor"] | Tensor, noise: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Evaluate the directed terms of one bank and turn the scores into their slopes, in place.
+@dataclass(frozen=True, slots=True)
+class _Criterion:
+    """The directed terms of some sets of anchors with one bank.
 
-    Args:
-        positive: `[A, B]` logarithms of the positives' scores.
-        scores: `[A, B, S]` logarithms of the negatives' scores; overwritten by the derivative of a term, times B and
-            divided by the row's weight.
-        weights: `[B]` weight of each row's negatives.
+    Attributes:
         z: as in `nce_embeddings`, with the rows of these terms.
         noise: eps times N.
-
-    Returns:
-        Terms `[A]`, log means `[A, 1]` or `[A, B]`, derivative with respect to the positives times B `[A, B]`.
+        weights: `[B]` weight of each row's negatives.
     """
-    count = scores.shape[2]
-    blocks = torch.split(scores.flatten(0, 1), _block_rows(scores))
-    tops = torch.cat([_exponentiate(block) for block in blocks]).view_as(positive)
-    sums = scores.sum(dim=2) * weights
-    log_rows = torch.logaddexp(positive, tops + sums.log()) - math.log(count + 1)
-    log_mean = log_rows if z == "anchor" else torch.logsumexp(log_rows, 1, keepdim=True) - math.log(positive.shape[1])
-    if isinstance(z, Tensor):
-        log_mean = torch.where(z.isnan(), log_mean, z.to(log_mean.dtype))
-    log_noise = math.log(count + noise)
-    ratios = torch.split((tops - log_mean - log_noise).exp().clamp_(max=_LARGEST_RATIO).flatten(), _block_rows(scores))
-    spare = torch.empty_like(blocks[0])
-    parts = [_log1p_and_slope(block, ratio, spare) for block, ratio in zip(blocks, ratios, strict=True)]
-    negative = torch.cat(parts).view_as(positive) * weights + count * math.log1p(noise / count)
-    margin = log_noise + log_mean - positive
-    return (F.softplus(margin) + negative).mean(dim=1), log_mean, margin.sigmoid().neg_()
+
+    z: Literal["batch", "anchor"] | Tensor
+    noise: float
+    weights: Tensor
+
+    def __call__(self, positive: Tensor, raw: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate the terms and turn the negatives' scores into their slopes, in place.
+
+        Args:
+            positive: `[A, B]` logarithms of the positives' scores.
+            raw: `[A, B, S]` logarithms of the negatives' scores, perhaps in bfloat16; overwritten by the derivative of
+                a term, times B and divided by the row's weight.
+            bias: `[B, S]`, added to them.
+
+        Returns:
+            Terms `[A]`, log means `[A, 1]` or `[A, B]`, derivative with respect to the positives times B `[A, B]`.
+        """
+        count, parts = raw.shape[2], list(_parts(raw))
+        shares = raw if raw.dtype == positive.dtype else torch.empty_like(raw, dtype=positive.dtype)
+        spare = torch.empty_like(shares[parts[0]])
+        sums, negative = torch.empty_like(positive), torch.empty_like(positive)
+        for part in parts:
+            sums[part] = _shares(raw[part], shares[part], None if bias is None else bias[part[1]], spare)
+        log_mean = self._log_means(torch.logaddexp(positive, sums + self.weights.log()) - math.log(count + 1))
+        log_noise = math.log(count + self.noise)
+        ratios = (sums - log_mean - log_noise).exp().clamp_(max=_LARGEST_RATIO)
+        for part in parts:
+            negative[part] = _slopes(raw[part], shares[part], ratios[part], spare)
+        negative = negative * self.weights + count * math.log1p(self.noise / count)
+        margin = log_noise + log_mean - positive
+        return (F.softplus(margin) + negative).mean(dim=1), log_mean, margin.sigmoid().neg_()
+
+    def _log_means(self, log_rows: Tensor) -> Tensor:
+        """Log means of the terms from those of their anchors, `[A, B]`."""
+        if self.z == "anchor":
+            return log_rows
+        log_mean = torch.logsumexp(log_rows, 1, keepdim=True) - math.log(log_rows.shape[1])
+        return torch.where(self.z.isnan(), log_mean, self.z.to(log_mean)) if isinstance(self.z, Tensor) else log_mean
 
 
-def _exponentiate(block: Tensor) -> Tensor:
-    """Replace a block of log scores `[R, S]` by scores relative to the row's largest; return its logarithm `[R]`."""
-    top = block.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(block.dtype).min)
-    block.sub_(top).exp_()
-    return top.squeeze(1)
+def _sets_at_once(values: int, device: torch.device) -> int:
+    """How many sets of anchors, each with so many scores, are contrasted with a bank at a time."""
+    return max(1, _SCORES_AT_ONCE // values) if device.type == "cpu" else 1 << 30
 
 
-def _log1p_and_slope(block: Tensor, ratio: Tensor, spare: Tensor) -> Tensor:
-    """With x = block * ratio, replace a block `[R, S]` by x / (1 + x) and return its rows' sums of log(1 + x)."""
-    scratch = spare[: block.shape[0]]
-    block.mul_(ratio[:, None])
-    total = torch.log1p(block, out=scratch).sum(dim=1)
-    block.div_(torch.add(block, 1, out=scratch))
+def _parts(scores: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut `[A, B, S]` into pieces that stay in a CPU's cache, the first as large as any; elsewhere take it whole."""
+    if scores.device.type != "cpu":
+        yield slice(None), slice(None)
+        return
+    rows = max(1, _BLOCK_VALUES // scores.shape[2])
+    for anchors, start in product(range(scores.shape[0]), range(0, scores.shape[1], rows)):
+        yield slice(anchors, anchors + 1), slice(start, start + rows)
+
+
+def _shares(raw: Tensor, shares: Tensor, bias: Tensor | None, spare: Tensor) -> Tensor:
+    """Of log scores `[A, R, S]` plus a bias `[R, S]`, write the softmax of each row; return log sums `[A, R]`."""
+    scores = spare[:, : raw.shape[1]].copy_(raw)
+    if bias is not None:
+        scores += bias
+    tops = scores.amax(dim=2)
+    torch.softmax(scores, 2, out=shares)
+    return tops - shares.amax(dim=2).log()
+
+
+def _slopes(raw: Tensor, shares: Tensor, ratio: Tensor, spare: Tensor) -> Tensor:
+    """With x = share * ratio, write x / (1 + x) over raw scores `[A, R, S]`; return sums of log(1 + x), `[A, R]`."""
+    x, scratch = shares.mul_(ratio[..., None]), spare[:, : raw.shape[1]]
+    total = torch.log1p(x, out=scratch).sum(dim=2)
+    x /= torch.add(x, 1, out=scratch)
+    if raw.dtype != x.dtype:
+        raw.copy_(x)
     return total
-
-
-def _block_rows(scores: Tensor) -> int:
-    total = scores.shape[0] * scores.shape[1]
-    return max(1, _BLOCK_VALUES // scores.shape[2]) if scores.device.type == "cpu" else total
 
 
 def _rows_of(z: Literal["batch", "anchor"] | Tensor, slots: Sequence[int]) -> Literal["batch", "anchor"] | Tensor:

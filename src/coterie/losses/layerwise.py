@@ -159,10 +159,10 @@ def layer_bank_scores(
     with torch.autocast(embeddings.device.type, enabled=False):
         anchors = at_least_float32(embeddings) / temperature
         blocks = []
-        for bank in banks.to(anchors.dtype):
-            rows = bank[candidates.negatives]
+        for bank in banks:
+            rows = bank[candidates.negatives].to(anchors.dtype)
             shared = rows.dim() == 2
-            near = torch.einsum("pbd,bqd->pbq", anchors, bank[positives])
+            near = torch.einsum("pbd,bqd->pbq", anchors, bank[positives].to(anchors.dtype))
             far = anchors @ rows.t() if shared else torch.einsum("pbd,bsd->pbs", anchors, rows)
             blocks.append(torch.cat([near, far], dim=-1))
         return torch.stack(blocks)

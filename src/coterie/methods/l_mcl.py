@@ -25,7 +25,7 @@ from coterie.losses.candidates import Candidates
 from coterie.losses.layerwise import layer_bank_scores, layerwise_bank_contrast, layerwise_contrast
 from coterie.losses.logits import summed_cross_entropy, summed_kl
 from coterie.losses.mutual_contrast import MutualContrast, batch_columns, scores_of
-from coterie.memory.bank import MemoryBank
+from coterie.memory.bank import BankDtype, MemoryBank
 from coterie.memory.negatives import Negatives
 from coterie.memory.outer_sgd import OuterSGD
 from coterie.nets.heads import TwoLayerHead, make_heads
@@ -101,6 +101,7 @@ class LayerwiseMutualContrast(Method):
             bank: contrast with rows of memory banks instead of the images of the batch, as published for ImageNet: the
                 own row, one of its class and negatives shared by the batch. Batches are then shuffled.
             bank_momentum: share of a bank row that stays when its image is seen.
+            bank_dtype: how bank rows are stored: `bfloat16` halves them, and is faster where the device multiplies it.
             num_negatives: S of other classes; by default 8192, or all images of other classes where fewer.
             released_banks: repeat a slip of the published code, which contrasts both layers of a pair with the bank of
                 the first one's peer.
@@ -122,6 +123,7 @@ class LayerwiseMutualContrast(Method):
         samples_per_class: int = 2
         bank: bool = False
         bank_momentum: float = 0.5
+        bank_dtype: BankDtype = "float32"
         num_negatives: int | None = None
         released_banks: bool = False
 
@@ -150,8 +152,8 @@ class LayerwiseMutualContrast(Method):
         self._used: Tensor | None = None
         self.bank: MemoryBank | None = None
         if config.bank:
-            share, dim = config.bank_momentum, config.embedding_dim
-            self.bank = MemoryBank(facts.num_peers, facts.num_train, dim, momentum=share, seed=facts.seed)
+            share, dim, dtype = config.bank_momentum, config.embedding_dim, config.bank_dtype
+            self.bank = MemoryBank(facts.num_peers, facts.num_train, dim, momentum=share, seed=facts.seed, dtype=dtype)
             self.negatives = Negatives(
                 facts.labels, config.num_negatives, seed=facts.seed, most=8192, lower=facts.limited
             )

@@ -14,7 +14,7 @@ from coterie.losses.bank_scores import bank_columns, bank_scores
 from coterie.losses.candidates import Candidates
 from coterie.losses.logits import mean_logits, summed_cross_entropy, summed_kl
 from coterie.losses.mutual_contrast import MutualContrast, mutual_contrast
-from coterie.memory.bank import MemoryBank
+from coterie.memory.bank import BankDtype, MemoryBank
 from coterie.memory.negatives import Negatives
 from coterie.nets.heads import TwoLayerHead, embed_peers, make_heads
 
@@ -55,6 +55,7 @@ class MutualContrastOverBanks(Method):
             temperature: T of every KL: of the ensemble and, on top of tau, of the soft losses.
             embedding_dim: D of heads and banks.
             bank_momentum: share of a bank row that stays when its image is seen.
+            bank_dtype: how bank rows are stored: `bfloat16` halves them, and is faster where the device multiplies it.
             pos_k: rows of the anchor's class, drawn with replacement and possibly its own.
             neg_k: S, rows of other classes; by default 8192, or all images of other classes where fewer.
             negatives: `shared` by the batch and masked by class, or `per_sample` (as published).
@@ -70,6 +71,7 @@ class MutualContrastOverBanks(Method):
         temperature: float = 3.0
         embedding_dim: int = 128
         bank_momentum: float = 0.5
+        bank_dtype: BankDtype = "float32"
         pos_k: int = 1
         neg_k: int | None = None
         negatives: Literal["shared", "per_sample"] = "shared"
@@ -89,7 +91,8 @@ class MutualContrastOverBanks(Method):
         super().__init__(config, facts)
         dim = config.embedding_dim
         self.negatives = Negatives(facts.labels, config.neg_k, seed=facts.seed, most=8192, lower=facts.limited)
-        self.bank = MemoryBank(facts.num_peers, facts.num_train, dim, momentum=config.bank_momentum, seed=facts.seed)
+        share, dtype = config.bank_momentum, config.bank_dtype
+        self.bank = MemoryBank(facts.num_peers, facts.num_train, dim, momentum=share, seed=facts.seed, dtype=dtype)
         self.memories = {"bank": self.bank, "negatives": self.negatives}
         self.heads = make_heads(TwoLayerHead, facts.embedding_dims, dim)
         self._used: Tensor | None = None

@@ -18,7 +18,7 @@ from coterie.core.knobs import check_knobs
 from coterie.losses.candidates import Candidates
 from coterie.losses.contrast import Contrast, contrast_pairs, nce_embeddings
 from coterie.losses.logits import kl_logits, mean_logits, summed_cross_entropy
-from coterie.memory.bank import MemoryBank
+from coterie.memory.bank import BankDtype, MemoryBank
 from coterie.memory.negatives import Negatives
 from coterie.nets.heads import LinearHead, embed_peers, make_heads
 
@@ -60,6 +60,7 @@ class MultiViewContrast(Method):
                 number that is given and exceeds them is refused, unless `data.limit` is what makes them few.
             embedding_dim: D of heads and banks.
             bank_momentum: share of a bank row that stays when its image is seen.
+            bank_dtype: how bank rows are stored: `bfloat16` halves them, and is faster where the device multiplies it.
             graph: `full` contrasts all ordered pairs of peers, `core` those with the leader.
             z: constant of the scores: mean over the `batch` anew at each step and pair (as the published code), over
                 each `anchor` (as the paper), or over the first batch and `frozen` (as CRD).
@@ -74,6 +75,7 @@ class MultiViewContrast(Method):
         num_negatives: int | None = None
         embedding_dim: int = 128
         bank_momentum: float = 0.5
+        bank_dtype: BankDtype = "float32"
         graph: Literal["full", "core"] = "full"
         z: Literal["batch", "anchor", "frozen"] = "batch"
         negatives: Literal["shared", "per_sample"] = "shared"
@@ -92,7 +94,8 @@ class MultiViewContrast(Method):
         dim = config.embedding_dim
         self.pairs = contrast_pairs(facts.num_peers, leader=facts.leader, graph=config.graph)
         self.negatives = Negatives(facts.labels, config.num_negatives, seed=facts.seed, lower=facts.limited)
-        self.bank = MemoryBank(facts.num_peers, facts.num_train, dim, momentum=config.bank_momentum, seed=facts.seed)
+        share, dtype = config.bank_momentum, config.bank_dtype
+        self.bank = MemoryBank(facts.num_peers, facts.num_train, dim, momentum=share, seed=facts.seed, dtype=dtype)
         self.memories = {"bank": self.bank, "negatives": self.negatives}
         self.heads = make_heads(LinearHead, facts.embedding_dims, dim)
         unknown = torch.full((len(self.pairs), 1), torch.nan)

@@ -3,7 +3,13 @@
 from coterie.metrics.accuracy import CohortScores, CohortTally, Measured, Scores, Tally, topk_correct
 from coterie.metrics.agreement import Diversity, diversity
 from coterie.metrics.calibration import CalibrationBins, brier_score, calibration_bins
-from coterie.metrics.similarity import ClassSimilarity, CrossSimilarity, class_similarity, cross_similarity
+from coterie.metrics.similarity import (
+    ClassSimilarity,
+    CrossSimilarity,
+    SimilarityTally,
+    class_similarity,
+    cross_similarity,
+)
 
 __all__ = [
     "CalibrationBins",
@@ -14,6 +20,7 @@ __all__ = [
     "Diversity",
     "Measured",
     "Scores",
+    "SimilarityTally",
     "Tally",
     "brier_score",
     "calibration_bins",

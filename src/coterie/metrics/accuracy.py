@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from coterie.core.errors import ConfigError, DataError, ShapeError
 from coterie.metrics.calibration import DEFAULT_BINS, CalibrationBins, calibration_bins, check_scores, exact
+from coterie.metrics.similarity import SimilarityTally
 
 
 class Measured(Protocol):
@@ -37,16 +39,23 @@ class Scores:
         top5: percentage whose true class is among the `min(5, K)` highest scores.
         nll: mean negative log-likelihood, in nats.
         ece: expected calibration error, in `[0, 1]`.
+        intra: mean cosine of embeddings over pairs of images of one class; not a number where there is none, as for an
+            ensemble.
+        inter: the same over pairs of different classes.
     """
 
     top1: float
     top5: float
     nll: float
     ece: float
+    intra: float = math.nan
+    inter: float = math.nan
 
     def as_dict(self) -> dict[str, float]:
-        """The four numbers by name, for logs and result files."""
-        return {"top1": self.top1, "top5": self.top5, "nll": self.nll, "ece": self.ece}
+        """The numbers by name, for logs and result files; without similarities where there are none."""
+        similarities = {"intra": self.intra, "inter": self.inter}
+        found = {name: value for name, value in similarities.items() if not math.isnan(value)}
+        return {"top1": self.top1, "top5": self.top5, "nll": self.nll, "ece": self.ece, **found}
 
 
 def topk_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
@@ -97,13 +106,15 @@ class Tally:
         self._num_bins = bins
         self._bins: CalibrationBins | None = None
         self._sums: Tensor | None = None
+        self._similarity: SimilarityTally | None = None
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
+    def add(self, logits: Tensor, labels: Tensor, embedding: Tensor | None = None) -> None:
         """Count a batch, without waiting for the device.
 
         Args:
             logits: `[B, K]` raw class scores; no gradient is kept.
             labels: `[B]` int64.
+            embedding: `[B, D]`, to measure similarities of classes; no gradient is kept.
 
         Raises:
             ShapeError: logits and labels do not fit together.
@@ -115,6 +126,9 @@ class Tally:
         bins = calibration_bins(logits, labels, bins=self._num_bins)
         self._sums = sums if self._sums is None else self._sums + sums
         self._bins = bins if self._bins is None else self._bins + bins
+        if embedding is not None:
+            self._similarity = self._similarity or SimilarityTally()
+            self._similarity.add(embedding, labels, num_classes=logits.shape[1])
 
     def read(self) -> Scores:
         """Wait for the device and return the scores of everything counted so far.
@@ -128,7 +142,11 @@ class Tally:
         top1, top5, nll, count, ece = totals.tolist()
         if not count:
             raise DataError("no images were counted; evaluate a split with at least one image")
-        return Scores(top1=100 * top1 / count, top5=100 * top5 / count, nll=nll / count, ece=ece)
+        scores = Scores(top1=100 * top1 / count, top5=100 * top5 / count, nll=nll / count, ece=ece)
+        if self._similarity is None:
+            return scores
+        found = self._similarity.read()
+        return replace(scores, intra=found.intra, inter=found.inter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,21 +191,24 @@ class CohortTally:
         self._peers = [Tally(bins=bins) for _ in range(num_peers)]
         self._ensemble = Tally(bins=bins)
 
-    def add(self, logits: Sequence[Tensor], ensemble: Tensor, labels: Tensor) -> None:
+    def add(
+        self, logits: Sequence[Tensor], ensemble: Tensor, labels: Tensor, embeddings: Sequence[Tensor] = ()
+    ) -> None:
         """Count a batch, without waiting for the device.
 
         Args:
             logits: of each peer, M times `[B, K]`.
             ensemble: `[B, K]` combined logits, as `Method.ensemble` returns them.
             labels: `[B]` int64.
+            embeddings: of each peer, M times `[B, D]`, or nothing.
 
         Raises:
             ShapeError: another number of peers, or logits and labels do not fit together.
         """
         if len(logits) != len(self._peers):
             raise ShapeError(f"got logits of {len(logits)} peers and counts {len(self._peers)}; give one per peer")
-        for tally, own in zip(self._peers, logits, strict=True):
-            tally.add(own, labels)
+        for tally, own, embedding in zip(self._peers, logits, embeddings or (None,) * len(logits), strict=True):
+            tally.add(own, labels, embedding)
         self._ensemble.add(ensemble, labels)
 
     def read(self) -> CohortScores[Scores]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coterie.core.errors import ShapeError
+from coterie.core.errors import DataError, ShapeError
 from coterie.metrics.calibration import exact
 
 
@@ -69,16 +69,56 @@ def class_similarity(embeddings: Tensor, labels: Tensor) -> ClassSimilarity:
         >>> close.intra, close.inter
         (1.0, 0.0)
     """
-    unit = _unit(embeddings, labels)
-    sums, counts = _class_sums(unit, labels)
-    own = unit.square().sum()
-    inside = sums.square().sum(dim=1)
-    total = sums.sum(dim=0).square().sum()
-    squares = torch.zeros_like(counts).index_add_(0, labels, unit.square().sum(dim=1))
-    pairs = counts * (counts - 1)
-    intra = (inside.sum() - own) / pairs.sum()
-    inter = (total - inside.sum()) / (counts.sum().square() - counts.square().sum())
-    return ClassSimilarity(intra=float(intra), inter=float(inter), per_class=((inside - squares) / pairs).cpu())
+    tally = SimilarityTally()
+    tally.add(embeddings, labels, num_classes=int(labels.max()) + 1 if len(labels) else 0)
+    return tally.read()
+
+
+class SimilarityTally:
+    """Class sums of one network over many batches, kept on the device; `read` alone waits for it.
+
+    Example:
+        >>> tally = SimilarityTally()
+        >>> tally.add(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), num_classes=2)
+        >>> tally.add(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), num_classes=2)
+        >>> tally.read().intra
+        1.0
+    """
+
+    def __init__(self) -> None:
+        self._sums: tuple[Tensor, ...] | None = None  # by class: of embeddings, of images, of squared lengths
+
+    def add(self, embeddings: Tensor, labels: Tensor, *, num_classes: int) -> None:
+        """Count a batch, without waiting for the device.
+
+        Args:
+            embeddings: `[B, D]`, of any length but zero; no gradient is kept.
+            labels: `[B]` int64 in `[0, K)`.
+            num_classes: K, the same for all batches.
+
+        Raises:
+            ShapeError: embeddings and labels do not fit together.
+        """
+        unit = _unit(embeddings, labels)
+        squares = unit.new_zeros(num_classes).index_add_(0, labels, unit.square().sum(dim=1))
+        found = (*_class_sums(unit, labels, num_classes), squares)
+        self._sums = found if self._sums is None else tuple(map(torch.add, self._sums, found))
+
+    def read(self) -> ClassSimilarity:
+        """Wait for the device and return the means over all pairs of images counted so far.
+
+        Raises:
+            DataError: nothing was counted.
+        """
+        if self._sums is None:
+            raise DataError("no images were counted; evaluate a split with at least one image")
+        sums, counts, squares = self._sums
+        inside = sums.square().sum(dim=1)
+        total = sums.sum(dim=0).square().sum()
+        pairs = counts * (counts - 1)
+        intra = (inside.sum() - squares.sum()) / pairs.sum()
+        inter = (total - inside.sum()) / (counts.sum().square() - counts.square().sum())
+        return ClassSimilarity(intra=float(intra), inter=float(inter), per_class=((inside - squares) / pairs).cpu())
 
 
 def cross_similarity(first: Tensor, second: Tensor, labels: Tensor) -> CrossSimilarity:
@@ -100,7 +140,7 @@ def cross_similarity(first: Tensor, second: Tensor, labels: Tensor) -> CrossSimi
             f"embeddings {tuple(first.shape)} and {tuple(second.shape)} do not fit; project them to one size first"
         )
     a, b = _unit(first, labels), _unit(second, labels)
-    (sums_a, counts), (sums_b, _) = _class_sums(a, labels), _class_sums(b, labels)
+    (sums_a, counts), (sums_b, _) = (_class_sums(unit, labels, int(labels.max()) + 1) for unit in (a, b))
     same = (a * b).sum()
     inside = (sums_a * sums_b).sum()
     total = sums_a.sum(dim=0) @ sums_b.sum(dim=0)
@@ -122,8 +162,7 @@ def _unit(embeddings: Tensor, labels: Tensor) -> Tensor:
     return F.normalize(exact(embeddings.detach()), dim=1)
 
 
-def _class_sums(unit: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    num_classes = int(labels.max()) + 1
+def _class_sums(unit: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     sums = unit.new_zeros(num_classes, unit.shape[1]).index_add_(0, labels, unit)
     counts = unit.new_zeros(num_classes).index_add_(0, labels, torch.ones_like(labels, dtype=unit.dtype))
     return sums, counts

@@ -86,21 +86,20 @@ def activation_bytes(
     """
     twin = _twin(net).train()
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*twin.parameters(), *twin.buffers())}
-    kept: dict[int, tuple[Tensor, int]] = {}  # holding the tensors keeps their addresses from being used again
+    kept: dict[int, tuple[torch.UntypedStorage, int]] = {}  # held, so that no address is used again
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             numbers = storage.nbytes() // tensor.element_size()
             width = dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
-            kept[storage.data_ptr()] = tensor, numbers * width
-        return tensor
+            kept[storage.data_ptr()] = storage, numbers * width
 
     batch = 2  # batch norm refuses to train on one image when the map is a single pixel
     with (
         torch.enable_grad(),
         torch.random.fork_rng(devices=[]),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing),  # a graph that held them would stay
     ):
         _run(twin, _images(image_shape, batch, batch_dim))
     return sum(size for _, size in kept.values()) // batch
