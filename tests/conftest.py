@@ -1,9 +1,9 @@
 """Options of the suite."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from coterie.core.plugins import load_plugins
 
@@ -20,5 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     load_plugins(config.getoption("--plugin"))
+    if find_spec("hypothesis"):  # the environment of the vision packages has none
+        _make_hypothesis_repeatable()
+
+
+def _make_hypothesis_repeatable() -> None:
+    from hypothesis import settings
+
     settings.register_profile("suite", derandomize=True, deadline=None)
     settings.load_profile("suite")
