@@ -9,7 +9,6 @@ Each check builds tiny networks and sixteen-pixel images of its own and takes a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,19 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import coterie.methods  # noqa: F401 (registers them)
 from coterie.cohort import Cohort, Teachers
 from coterie.cohort.facts import facts_of
 from coterie.core import METHODS, Batch, CoterieError, Episode, Facts, Method, Needs, Outer, PeerOutput, Terms
+from coterie.core.waiting import noted_waits
 from coterie.engine import Objective
 from coterie.nets.base import StagedNet, pooled
 
 __all__ = ["CHECKS", "Scene", "check_method", "make_scene"]
 
 _NUM_CLASSES, _NUM_TRAIN, _BATCH_SIZE, _IMAGE_SIZE = 4, 48, 8, 16
-_SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "equal"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,10 +276,13 @@ def check_no_waiting(name: str, config: Method.Config | None = None) -> None:
     """No step reads a number back to the host or has shapes that depend on values: an accelerator would wait."""
     scene = make_scene(name, config)
     peers, batch = scene.cohort(scene.batch.views), scene.taught
-    with _no_host_reads(name):
+    with noted_waits() as found:
         scene.method.losses(peers, batch).total()
         with torch.no_grad():
             scene.method.after_step(peers, batch)
+    called = ", ".join(f"{wait} with a mask" if wait.startswith("index") else wait for wait in dict.fromkeys(found))
+    remedy = "keep numbers in tensors and use masked_fill or where"
+    _require(not found, name, f"a step calls {called}, for which an accelerator must wait; {remedy}")
 
 
 def check_lone_labels(name: str, config: Method.Config | None = None) -> None:
@@ -444,51 +445,6 @@ def _refuses(load: Callable[[Mapping[str, Tensor]], None], state: Mapping[str, T
     except CoterieError:
         return True
     return False
-
-
-def _is_mask(index: Tensor | None) -> bool:
-    return index is not None and index.dtype == torch.bool
-
-
-class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fails on operations that make an accelerator wait for the host or the other way round."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._name = name
-
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        operation = func.overloadpacket.__name__
-        masked = operation in ("index", "index_put", "index_put_") and any(map(_is_mask, args[1]))
-        _require(
-            operation not in _SYNCS and not masked,
-            self._name,
-            f"a step calls {operation}{' with a mask' if masked else ''}, for which an accelerator must wait;"
-            " keep numbers in tensors and use masked_fill or where",
-        )
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _no_host_reads(name: str) -> Iterator[None]:
-    def refuse(*_: object) -> None:
-        raise AssertionError(f"method {name!r}: a step calls tolist or numpy, for which an accelerator must wait")
-
-    kept = {attribute: getattr(Tensor, attribute) for attribute in ("tolist", "numpy")}
-    try:
-        for attribute in kept:
-            setattr(Tensor, attribute, refuse)
-        with _HostReads(name):
-            yield
-    finally:
-        for attribute, original in kept.items():
-            setattr(Tensor, attribute, original)
 
 
 def _require(condition: bool, name: str, message: str) -> None:
