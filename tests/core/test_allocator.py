@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,9 +38,22 @@ def test_memory_that_was_freed_is_used_again() -> None:
     assert faults("keep") < faults() / 3
 
 
-def test_advice_on_large_pages_leaves_the_numbers_alone() -> None:
-    for size in (1 << 10, (1 << 21) + 3):
-        fresh = torch.empty(size)
-        advise_large_pages(fresh)
-        fresh.fill_(1)
-        assert fresh.sum() == size
+def flags_at(address: int) -> set[str]:
+    """What the system notes of the mapping that holds an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError(f"no mapping holds {address:#x}")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="about large pages of Linux")
+def test_large_pages_are_asked_for_below_the_whole_of_a_large_tensor() -> None:
+    fresh = torch.empty((1 << 25) + 3)
+    assert "hg" not in flags_at(fresh.data_ptr() + (1 << 26))
+    advise_large_pages(fresh)
+    for offset in (1 << 12, 1 << 26, fresh.numel() * 4 - (2 << 12)):
+        assert "hg" in flags_at(fresh.data_ptr() + offset)
+    assert bool((fresh.fill_(1) == 1).all())
