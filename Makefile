@@ -1,12 +1,15 @@
 # make demo and make test each do all of their own set-up, from nothing; they share one virtual environment in .venv.
+# With LOCKED=1 packages come by requirements/dev.lock: the same versions, and no file whose SHA-256 is not in it.
 PYTHON ?= python3
+SECONDS ?= 600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq
 VISION := .venv-vision/bin/python
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d; run: make PYTHON=python3.11" % sys.version_info[:2])'
+FROM_LOCK := --no-deps --require-hashes -r requirements/dev.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check static test-slow test-vision format clean
+.PHONY: demo test check static test-slow soak equality test-vision format lock clean
 
 demo: .venv/.base  ## the main job on data that comes with a dependency; results in runs/demo
 	$(BIN)/coterie demo
@@ -28,6 +31,14 @@ test-slow: export OMP_NUM_THREADS := 1
 test-slow: .venv/.dev  ## only the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
 
+soak: export OMP_NUM_THREADS := 1
+soak: .venv/.dev  ## random kills of random runs: make soak SECONDS=3600
+	$(BIN)/python -m pytest -q tests/experiment/test_soak.py -k random_kills --soak $(SECONDS)
+
+equality: export OMP_NUM_THREADS := 1
+equality: .venv/.dev  ## how far runs of several processes are from those of one, for every method
+	$(BIN)/python tests/parallel_table.py
+
 test-vision: export OMP_NUM_THREADS := 1
 test-vision: .venv-vision/.done  ## the networks of torchvision and timm, with the newest torch: 6 GB in .venv-vision
 	$(VISION) -m pytest -n 2 -m vision tests/nets
@@ -35,6 +46,9 @@ test-vision: .venv-vision/.done  ## the networks of torchvision and timm, with t
 format: .venv/.dev  ## put files into the project's format and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+lock: .venv/.base  ## write requirements/dev.lock anew, after a change of the pins
+	$(BIN)/python tools/lock.py
 
 clean:  ## remove the environments and caches; runs stay
 	rm -rf .venv .venv-vision build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -45,12 +59,12 @@ clean:  ## remove the environments and caches; runs stay
 	@echo "setting up .venv (half a minute on a fast line)"
 	@$(BIN)/python -c "" 2>/dev/null || rm -rf .venv  # the Python it was made with is gone
 	$(PYTHON) -m venv .venv
-	$(PIP) -r requirements/base.txt
+	$(PIP) $(if $(LOCKED),$(FROM_LOCK),-r requirements/base.txt)
 	$(PIP) --no-deps -e .
 	@touch $@
 
-.venv/.dev: .venv/.base requirements/dev.txt
-	$(PIP) -r requirements/dev.txt
+.venv/.dev: .venv/.base requirements/dev.txt $(if $(LOCKED),requirements/dev.lock)
+	$(PIP) $(if $(LOCKED),$(FROM_LOCK),-r requirements/dev.txt)
 	@touch $@
 
 .venv-vision/.done: pyproject.toml requirements/vision.txt

@@ -90,5 +90,5 @@ def resolve(verb: str, arguments: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     for line in shell_lines(Path(sys.argv[1])):
-        if line[0] == "coterie":
-            try_command(line[1:])
+        if "coterie" in line:  # alone, or behind `torchrun ... -m`
+            try_command(line[line.index("coterie") + 1 :])

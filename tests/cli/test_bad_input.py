@@ -67,6 +67,7 @@ NAMES = {
 }
 
 
+@pytest.mark.case(68, 71)
 @pytest.mark.parametrize("name", NAMES)
 def test_names_and_words(name: str, capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
     words, expected = NAMES[name]
@@ -100,6 +101,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.case(55, 57, 59, 70)
 @pytest.mark.parametrize("verb", ["train", "check"])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_that_do_not_fit(name: str, verb: str, capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
@@ -114,6 +116,7 @@ def test_a_limit_lowers_the_negatives_instead(capsys: pytest.CaptureFixture[str]
     assert "27 per anchor" in capsys.readouterr().out
 
 
+@pytest.mark.case(70)
 def test_all_that_is_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", RECIPE, "epochs=0", "optim.lr=-1", "nets.name=x"]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -156,6 +159,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.case(49, 54)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_folders(photos: Path, name: str, stream: bool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,6 +169,7 @@ def test_damaged_folders(photos: Path, name: str, stream: bool, capsys: pytest.C
     assert named in complaint([*words, *(["data.augment=resized_crop"] if stream else [])], capsys)
 
 
+@pytest.mark.case(31)
 def test_a_damaged_image_met_by_a_worker(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truncate(photos / "train" / "cat" / "4.png")
     words = ["train", RECIPE, *TINY, *FOLDER, f"data.root={photos}", "data.augment=resized_crop", "data.workers=2"]
@@ -183,6 +188,7 @@ def test_a_damaged_test_image_is_met_after_training_and_costs_no_training(
     assert (elsewhere / "run" / "result.json").is_file()
 
 
+@pytest.mark.case(71)
 def test_missing_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["train", "cifar100/mcl_okd", f"data.root={tmp_path}/none"]
     assert f"{tmp_path}/none" in complaint(words, capsys)
@@ -216,6 +222,7 @@ FOLDERS = {
 }
 
 
+@pytest.mark.case(71)
 @pytest.mark.parametrize("words", [["train", "--resume", "run"], ["evaluate", "run"], ["export", "run"]], ids=" ".join)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_what_is_not_a_run(name: str, words: list[str], elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +231,7 @@ def test_what_is_not_a_run(name: str, words: list[str], elsewhere: Path, capsys:
     assert named in complaint(words, capsys)
 
 
+@pytest.mark.case(9)
 def test_out_that_is_a_file(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (elsewhere / "run").write_text("mine")
     assert "cannot write in run folder 'run'" in complaint(["train", RECIPE, *TINY, "--out", "run"], capsys)
@@ -237,6 +245,7 @@ def test_a_run_without_a_checkpoint(verb: str, elsewhere: Path, capsys: pytest.C
     assert "run has no checkpoint yet" in complaint([verb, "run"], capsys, status=4)
 
 
+@pytest.mark.case(66)
 def test_a_stopped_run(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop_after(6, Experiment(tiny("mcl_okd"), folder=elsewhere / "run", quiet=True).train)
     changed = complaint(["train", "--resume", "run", "epochs=3"], capsys, status=4)
@@ -249,11 +258,13 @@ def test_a_stopped_run(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["train", "--resume", "run", "--fresh"]) == 0
 
 
+@pytest.mark.case(35)
 def test_a_huge_rate(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", RECIPE, *TINY, "optim.lr=1e20", "--out", "run"]
     assert "not finite" in complaint(words, capsys, status=5)
 
 
+@pytest.mark.case(69)
 @pytest.mark.parametrize("text", ["epochs = ", "epochs = 1\nepochs = 2", "[optim]\nlr = '0.1'", "x", "\0", "é"])
 def test_recipe_files(text: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (elsewhere / "mine.toml").write_text(text, encoding="latin-1")
@@ -284,6 +295,7 @@ PYTHON = {
 }
 
 
+@pytest.mark.case(52, 53)
 @pytest.mark.parametrize("name", PYTHON)
 def test_from_python(name: str, elsewhere: Path) -> None:
     nets, train_set, settings, message = PYTHON[name]

@@ -110,6 +110,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.case(62)
 @pytest.mark.parametrize("name", CASES)
 def test_what_cannot_be_given_is_said_in_one_line(
     name: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tiny import run_in_pieces, settings_of, stop_after, tiny, trace
 
 COTERIE = [sys.executable, "-m", "coterie"]
@@ -43,6 +45,7 @@ def test_version_and_bad_words(tmp_path: Path) -> None:
     assert done.stderr.startswith("coterie: ")
 
 
+@pytest.mark.case(12)
 def test_sigterm_saves_and_ends_with_75(tmp_path: Path) -> None:
     words = ["train", "synthetic/mcl_okd", *settings_of("mcl_okd"), "epochs=400", "--out", "run"]
     process = subprocess.Popen([*COTERIE, *words], cwd=tmp_path, env=ENV, stderr=subprocess.PIPE, text=True)

@@ -49,6 +49,7 @@ def test_what_is_wrong_is_said_in_one_line(override: str, sentence: str) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.case(70)
 def test_all_errors_are_reported_at_once_with_their_origin() -> None:
     tree = {"optim": {"lr": "fast", "momentun": 0.9}, "epochs": 2.5, "method": "independent"}
     with pytest.raises(ConfigError) as caught:
@@ -102,6 +103,7 @@ def test_recipes_are_found_by_name_or_file(tmp_path: Path) -> None:
         find_recipe(str(tmp_path))
 
 
+@pytest.mark.case(69)
 @pytest.mark.parametrize("text", ["epochs = 1\nepochs = 2", "epochs = ", "= 3", "[data\n", "\x00", "a = 1\n" * 3])
 def test_a_file_that_is_not_toml_is_refused_by_name(text: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
@@ -110,6 +112,7 @@ def test_a_file_that_is_not_toml_is_refused_by_name(text: str, tmp_path: Path) -
         load_recipe(file)
 
 
+@pytest.mark.case(69)
 def test_a_byte_order_mark_is_no_obstacle_and_other_encodings_are_named(tmp_path: Path) -> None:
     file = tmp_path / "bom.toml"
     file.write_bytes(b"\xef\xbb\xbfepochs = 4\n")
@@ -126,6 +129,7 @@ _JSON = st.recursive(
 )
 
 
+@pytest.mark.case(70, 75)
 @settings(max_examples=150, deadline=None)
 @given(
     tree=st.dictionaries(st.sampled_from(["epochs", "seed", "data", "optim", "net", "method", "x"]), _JSON, max_size=4),

@@ -41,6 +41,7 @@ def test_a_kill_leaves_the_old_text_or_the_new_one(tmp_path: Path, point: str) -
     assert path.read_text() == ("old" * 1000 if point == "file-written" else "new")
 
 
+@pytest.mark.case(87)
 def test_a_link_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
     outside, link = tmp_path / "outside", tmp_path / "link"
     outside.write_text("precious")

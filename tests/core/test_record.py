@@ -18,12 +18,14 @@ from coterie.core.record import MetricsLog, RunFolder, Status, read_metrics
 from faults import as_nobody, fork, memory_folder, names, run_child, wait, with_file_limit
 
 
+@pytest.mark.case(9)
 def test_parents_are_made_and_nothing_else(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "a b" / "größe\n" / "run").create()
     assert names(run.path) == []
     assert run.create() is run
 
 
+@pytest.mark.case(9)
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     for path in (tmp_path / "taken", tmp_path / "taken" / "run"):
@@ -34,6 +36,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path / "taken" / "taken\n").create()
 
 
+@pytest.mark.case(9)
 def test_a_folder_without_rights_is_named() -> None:
     with memory_folder() as folder:
         for path in (folder, folder / "run"):
@@ -42,6 +45,7 @@ def test_a_folder_without_rights_is_named() -> None:
             assert str(path) in ended.error and "Permission denied" in ended.error
 
 
+@pytest.mark.case(87)
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "best", ".lock", "status.json"])
 def test_links_in_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     outside = tmp_path / "outside"
@@ -84,6 +88,7 @@ def test_environment_names_what_decides_the_bits(tmp_path: Path) -> None:
     assert socket.gethostname() not in {str(value) for value in stored.values()}
 
 
+@pytest.mark.case(10)
 def test_a_second_run_is_refused_and_the_first_named(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     with run.lock():
@@ -97,6 +102,7 @@ def test_a_second_run_is_refused_and_the_first_named(tmp_path: Path) -> None:
     assert run.lock_file.read_text() == ""
 
 
+@pytest.mark.case(11)
 def test_the_lock_of_a_killed_run_is_taken_over_silently(tmp_path: Path) -> None:
     run, ready = RunFolder(tmp_path), tmp_path / "ready"
 
@@ -117,6 +123,7 @@ def test_the_lock_of_a_killed_run_is_taken_over_silently(tmp_path: Path) -> None
         assert not (tmp_path / ".tmp-status.json-1").exists()
 
 
+@pytest.mark.case(11)
 def test_a_worker_that_outlives_its_run_does_not_hold_the_lock(tmp_path: Path) -> None:
     run, note = RunFolder(tmp_path), tmp_path / "worker"
 
@@ -159,6 +166,7 @@ def test_rows_come_back_with_every_number(tmp_path: Path) -> None:
         json.loads(line, parse_constant=lambda word: pytest.fail(word))
 
 
+@pytest.mark.case(30)
 def test_rows_after_a_checkpoint_are_cut(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     assert log.offset() == 0
@@ -194,6 +202,7 @@ def test_a_torn_last_line_is_left_out_and_a_bad_one_named(tmp_path: Path) -> Non
         read_metrics(path)
 
 
+@pytest.mark.case(8)
 def test_a_full_disk_costs_one_warning_and_no_half_row(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
 
@@ -209,6 +218,7 @@ def test_a_full_disk_costs_one_warning_and_no_half_row(tmp_path: Path) -> None:
     assert log.path.read_bytes().endswith(b"\n")
 
 
+@pytest.mark.case(8)
 def test_rows_that_did_not_fit_are_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     write = os.write
@@ -222,6 +232,7 @@ def test_rows_that_did_not_fit_are_written_when_there_is_room(tmp_path: Path, mo
     assert [row["step"] for row in read_metrics(log.path)] == [0, 1, 2]
 
 
+@pytest.mark.case(87)
 def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("precious")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "outside")

@@ -22,6 +22,7 @@ def test_a_registry_is_a_sorted_mapping() -> None:
     assert dict(registry) == {"alpha": 1, "beta": Thing}
 
 
+@pytest.mark.case(68)
 def test_a_miss_suggests_the_nearest_name() -> None:
     registry: Registry[int] = Registry("colour")
     registry.add("red", 1)

@@ -79,6 +79,7 @@ class _Call:
         return self.call[0], self.call[1:]
 
 
+@pytest.mark.case(76, 84)
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_nothing_is_run(tmp_path: Path, protocol: int) -> None:
     marker = tmp_path / "marker"
@@ -90,6 +91,7 @@ def test_nothing_is_run(tmp_path: Path, protocol: int) -> None:
     assert marker.exists()  # the attack itself works
 
 
+@pytest.mark.case(84)
 @pytest.mark.parametrize(
     "evil",
     [
@@ -131,6 +133,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 # CPython's unpickler notes on standard error that it drops a half-read bytearray; nothing is wrong with the answer
+@pytest.mark.case(75)
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 255))

@@ -171,6 +171,7 @@ def test_a_given_source_takes_the_place_of_the_name() -> None:
     assert data.validation.labels.sort().values.tolist() == [0, 1, 2]
 
 
+@pytest.mark.case(52, 54, 55)
 @pytest.mark.parametrize(
     ("labels", "changes", "error", "message"),
     [
@@ -262,6 +263,7 @@ def test_unknown_names_are_near_something() -> None:
         open_data(DataConfig(name="cifar1000"), 0)
 
 
+@pytest.mark.case(56)
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
@@ -281,6 +283,7 @@ def test_arrays_must_fit(images: torch.Tensor, labels: torch.Tensor, message: st
         ArraySplit(images, labels)
 
 
+@pytest.mark.case(64)
 @pytest.mark.parametrize("row", [-1, 48])
 def test_rows_that_do_not_exist(small_split: ArraySplit, row: int) -> None:
     with pytest.raises(DataError, match=rf"row {row} is not one of 48 images; give rows in 0\.\.47"):

@@ -127,6 +127,7 @@ def fail(row: int) -> Any:
     raise KeyError("no such\nthing") if row == 2 else ValueError("other")
 
 
+@pytest.mark.case(52, 56)
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -96,6 +96,7 @@ def dangling(root: Path) -> None:
     (root / "train" / "dog" / "9.png").symlink_to(root / "gone.png")
 
 
+@pytest.mark.case(54)
 @pytest.mark.parametrize(
     ("harm", "message"),
     [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coterie.core.errors import DataError
-from coterie.data.images import MAX_PIXELS, Framing, random_box, read_size, read_square
+from coterie.data.images import MAX_BYTES, MAX_PIXELS, MAX_SIDE, Framing, random_box, read_size, read_square
 
 PHOTOGRAPHS = Path(str(files("sklearn.datasets.images")))
 Photo = Callable[[int, tuple[int, int]], Image.Image]
@@ -152,6 +152,7 @@ def test_jpeg_decoded_at_reduced_scale_is_about_the_same(tmp_path: Path) -> None
         assert (jpeg.float() - png.float()).abs().mean() < 3
 
 
+@pytest.mark.case(51)
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     image = Image.new("RGB", (32, 16), (255, 0, 0))
@@ -168,6 +169,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
         assert read_square(tmp_path / "a.png", Framing(8, "resized_crop"), key).shape == (3, 8, 8)
 
 
+@pytest.mark.case(51)
 @pytest.mark.parametrize(
     ("mode", "colour", "kind", "expected"),
     [
@@ -186,6 +188,7 @@ def test_modes_become_rgb(tmp_path: Path, mode: str, colour: int, kind: str, exp
     assert read_square(path, Framing(4, "exact"))[:, 2, 2].tolist() == list(expected)
 
 
+@pytest.mark.case(51)
 def test_palette_with_transparency(tmp_path: Path) -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
@@ -193,12 +196,14 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
     assert read_square(tmp_path / "a.png", Framing(4))[:, 0, 0].tolist() == [10, 20, 30]
 
 
+@pytest.mark.case(51)
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read_square(tmp_path / "a.gif", Framing(4))[:, 0, 0].tolist() == [255, 0, 0]
 
 
+@pytest.mark.case(51)
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.new("F", (4, 4), 0.5).save(tmp_path / "a.tiff")
     with pytest.raises(DataError, match=r"a\.tiff' holds floating point pixels"):
@@ -221,6 +226,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+@pytest.mark.case(50)
 @pytest.mark.parametrize("side", [8001, 12_000, 100_000])
 def test_image_bombs_are_refused_from_their_header(tmp_path: Path, side: int) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb(side, side))
@@ -229,6 +235,41 @@ def test_image_bombs_are_refused_from_their_header(tmp_path: Path, side: int) ->
         with pytest.raises(DataError, match=rf"bomb\.png' claims more than {MAX_PIXELS} pixels"):
             read_square(tmp_path / "bomb.png", Framing(4))
     assert not seen
+
+
+@pytest.mark.case(50)
+def test_a_row_of_a_million_pixels_is_refused_from_its_header(tmp_path: Path) -> None:
+    (tmp_path / "row.png").write_bytes(bomb(1_000_000, 1))
+    with pytest.raises(DataError, match=rf"row\.png' claims more than {MAX_PIXELS} pixels or {MAX_SIDE} in a row"):
+        read_square(tmp_path / "row.png", Framing(4))
+
+
+@pytest.mark.case(50)
+def test_a_huge_file_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # a hole: it takes no room
+    monkeypatch.setattr(Image, "open", lambda *args, **options: 1 / 0)
+    with pytest.raises(DataError, match=rf"huge\.png' has {MAX_BYTES + 1} bytes, more than"):
+        read_square(tmp_path / "huge.png", Framing(4))
+
+
+@pytest.mark.case(75)
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_any_bytes_are_an_image_or_one_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path, content = tmp_path_factory.mktemp("fuzz") / "a.png", BytesIO()
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]))
+    Image.linear_gradient("L").resize((9, 7)).convert("RGB").save(content, kind)
+    changed = bytearray(content.getvalue())
+    for _ in range(data.draw(st.integers(1, 6))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(changed[: data.draw(st.integers(0, len(changed)))]))
+    try:
+        square = read_square(path, Framing(4))
+    except DataError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+    else:
+        assert square.shape == (3, 4, 4)
 
 
 def png_bytes(photo: Photo) -> bytes:
@@ -245,6 +286,7 @@ def test_files_that_are_no_images_are_named(tmp_path: Path, content: bytes) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.case(49)
 def test_truncated_file_is_named(tmp_path: Path, photo: Photo) -> None:
     content = png_bytes(photo)
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])

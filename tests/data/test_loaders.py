@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def test_an_epoch_may_start_at_any_batch(small_split: ArraySplit) -> None:
     assert list(loader.batches(2, start=4)) == []
 
 
+@pytest.mark.case(27)
 @pytest.mark.parametrize("kind", ["centre", "resized_crop", "dataset"])
 def test_workers_and_starts_change_nothing(image_folder: Path, kind: Any) -> None:
     split = DatasetSplit(Noisy()) if kind == "dataset" else files(image_folder, Framing(12, kind))
@@ -138,6 +140,7 @@ def test_loading_leaves_the_global_generator_alone(image_folder: Path) -> None:
             assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.case(31)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_is_named(image_folder: Path, workers: int) -> None:
     split = files(image_folder, Framing(12))
@@ -156,6 +159,7 @@ def test_a_failing_item_is_named(workers: int) -> None:
             list(loader_of(split, workers).batches(epoch))
 
 
+@pytest.mark.case(32)
 def test_a_dead_worker_is_reported() -> None:
     split = DatasetSplit(Noisy(bad=4, die=True))
     with pytest.raises(DataError, match=r"a worker process died or hung .*; lower data\.workers") as caught:
@@ -164,6 +168,27 @@ def test_a_dead_worker_is_reported() -> None:
     assert "\n" not in str(caught.value)
 
 
+class Stuck(Noisy):
+    """Never answers for row 4."""
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        time.sleep(60 if row == 4 else 0)
+        return super().__getitem__(row)
+
+
+@pytest.mark.slow
+@pytest.mark.case(33)
+def test_a_worker_that_hangs_is_reported_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coterie.data.stream._TIMEOUT", 1.0)
+    loader = loader_of(DatasetSplit(Stuck()), workers=1)
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=r"a worker process died or hung .*timed out.*; lower data\.workers"):
+        list(loader.batches(0))
+    loader.close()
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.case(58)
 @pytest.mark.parametrize("batch_size", [1, 7, 48, 100])
 def test_evaluation_sees_every_image_once_in_order(small_split: ArraySplit, batch_size: int) -> None:
     images, labels = zip(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from coterie.core import METHODS, CoterieError
-from coterie.core.errors import CheckpointError, NumericError
+from coterie.core.errors import CheckpointError, NumericError, ParallelError
 from coterie.data import DATA
 from doc_pages import PAGES, ROOT
 
@@ -109,7 +109,8 @@ def test_every_method_has_a_section_and_a_table_of_its_knobs() -> None:
 def test_the_guide_knows_every_data_set_and_exit_status() -> None:
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in guide for name in DATA if DATA[name].__module__.startswith("coterie."))
-    statuses = {error.exit_code for error in (CoterieError, CheckpointError, NumericError)} | {0, 75, 130}
+    errors = CoterieError, CheckpointError, NumericError, ParallelError
+    statuses = {error.exit_code for error in errors} | {0, 75, 130}
     assert all(f"| {status} |" in guide for status in statuses)
 
 

@@ -68,6 +68,8 @@ def test_other_programs_in_shell_blocks_exist() -> None:
                 files = {block.file for block in blocks_of(page)}
                 module = words[1] == "-m" and (ROOT / words[2] / "__main__.py").is_file()
                 assert module or (ROOT / words[1]).is_file() or words[1] in files
+            elif words[0] == "torchrun":
+                assert words[words.index("-m") + 1] == "coterie"
             else:
                 assert words[0] in ("coterie", "pip")
 

@@ -76,6 +76,7 @@ def test_a_fresh_folder_holds_nothing(folder: Path) -> None:
     assert CheckpointStore(folder / "none").load_newest() is None
 
 
+@pytest.mark.case(44)
 def test_the_newest_by_number_are_kept_whatever_the_clock_says(folder: Path) -> None:
     store = CheckpointStore(folder / "checkpoints", keep=3)
     for step, now in ((9, 4e9), (10, 3e9), (11, 0.0), (100_000_000, 1e9), (12, 2e9)):
@@ -202,6 +203,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.case(4)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_named_and_kept_and_the_previous_is_used(store: CheckpointStore, damage: str) -> None:
     hurt, message = DAMAGE[damage]
@@ -226,6 +228,7 @@ def test_reading_only_changes_nothing(store: CheckpointStore) -> None:
     assert names(store.folder) == before
 
 
+@pytest.mark.case(5)
 def test_when_all_are_damaged_none_is_touched_and_all_are_listed(store: CheckpointStore) -> None:
     truncate(store.path_of(3))
     lose_manifest(store.path_of(2))
@@ -238,6 +241,7 @@ def test_when_all_are_damaged_none_is_touched_and_all_are_listed(store: Checkpoi
     assert names(store.folder) == [".aside-step-00000002", ".aside-step-00000003"]
 
 
+@pytest.mark.case(72)
 def test_a_newer_format_stops_instead_of_going_back(store: CheckpointStore) -> None:
     forge(store.path_of(3), format=9)
     with pytest.raises(CheckpointError, match="was written by format 9, this version reads up to 1; upgrade coterie"):
@@ -245,6 +249,7 @@ def test_a_newer_format_stops_instead_of_going_back(store: CheckpointStore) -> N
     assert store.steps() == [2, 3]
 
 
+@pytest.mark.case(82)
 @pytest.mark.parametrize(
     "name", ["../../x.json", "/etc/x.json", "a/b.json", "x.pt", "..", ".json", "x.json\n", "\0.json"]
 )
@@ -258,6 +263,7 @@ def test_names_that_leave_the_folder_are_refused(store: CheckpointStore, name: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.case(82)
 @pytest.mark.parametrize("stem", ["../x", "a/b", "", ".hidden"])
 def test_names_that_leave_the_folder_are_not_written(folder: Path, stem: str) -> None:
     with pytest.raises(CheckpointError, match="cannot hold"):
@@ -273,6 +279,7 @@ class Malice:
         return Path.touch, (self.marker,)
 
 
+@pytest.mark.case(76, 77)
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
 def test_a_pickle_with_another_name_is_refused_and_not_run(store: CheckpointStore, kind: str) -> None:
     marker, target = store.folder.parent / "marker", store.path_of(3) / "peer0.safetensors"
@@ -296,6 +303,7 @@ def test_a_header_whose_size_looks_like_a_pickle_is_none(folder: Path, head: byt
     assert torch.equal(load_from(folder / "best")[1].section("peer0")[name], torch.ones(1))
 
 
+@pytest.mark.case(76)
 def test_a_pickle_instead_of_a_folder_is_refused(folder: Path) -> None:
     torch.save({"w": torch.ones(1)}, folder / "best.pt")
     with pytest.raises(CheckpointError, match=r"is a file and a checkpoint is a folder; pickles .* never loaded"):
@@ -309,6 +317,7 @@ HOLE = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}'
 HUGE = b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
 
 
+@pytest.mark.case(77)
 @pytest.mark.parametrize(
     "content",
     {
@@ -335,6 +344,7 @@ def test_values_must_be_an_object(store: CheckpointStore, text: str) -> None:
         load_from(store.path_of(3))
 
 
+@pytest.mark.case(75)
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_manifest_is_read_or_refused(data: st.DataObject) -> None:
@@ -361,6 +371,7 @@ def test_any_manifest_is_read_or_refused(data: st.DataObject) -> None:
             assert digest(snapshot) == digest(make())
 
 
+@pytest.mark.case(7)
 def test_a_full_disk_is_noticed_before_writing(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_files, "free_space", lambda folder: 10)
     with pytest.raises(CheckpointError, match=r"cannot save step 4 .*checkpoints.*\d+ bytes needed and 10 free"):
@@ -369,6 +380,7 @@ def test_a_full_disk_is_noticed_before_writing(store: CheckpointStore, monkeypat
     assert digest(store.load(3)) == digest(make(3))
 
 
+@pytest.mark.case(7)
 @pytest.mark.parametrize("limit", [0, 100, 300, 500])
 def test_a_disk_that_fills_in_mid_save_harms_nothing(store: CheckpointStore, limit: int) -> None:
     ended = run_child(with_file_limit(limit, lambda: store.save(4, make(4))))
@@ -387,6 +399,7 @@ def test_a_folder_that_may_not_be_read_is_no_damage(store: CheckpointStore) -> N
     assert store.steps() == [2, 3]
 
 
+@pytest.mark.case(87)
 def test_a_linked_folder_of_checkpoints_is_refused(folder: Path) -> None:
     (folder / "outside").mkdir()
     (folder / "checkpoints").symlink_to(folder / "outside")
@@ -396,6 +409,7 @@ def test_a_linked_folder_of_checkpoints_is_refused(folder: Path) -> None:
     assert names(folder / "outside") == []
 
 
+@pytest.mark.case(87)
 def test_a_linked_checkpoint_is_retired_without_its_target(store: CheckpointStore) -> None:
     outside = store.folder.parent / "outside"
     store.path_of(2).rename(outside)

@@ -37,11 +37,13 @@ def run() -> Iterator[Path]:
         yield folder / "run"
 
 
+@pytest.mark.case(26)
 def test_the_same_run_twice_is_the_same(run: Path, reference: object) -> None:
     run_child(lambda: train(run))
     assert proof(run) == reference
 
 
+@pytest.mark.case(1)
 def test_fifty_kills_at_random_moments(run: Path, reference: object) -> None:
     kills = rounds = 0
     while kills < 50:
@@ -66,12 +68,14 @@ def dies_and_resumes(run: Path, point: str) -> None:
     assert (second.code, second.warned) == (0, ()), second.error
 
 
+@pytest.mark.case(2, 3)
 @pytest.mark.parametrize("point", range(1, POINTS + 1, 4))
 def test_a_crash_at_every_fourth_point(run: Path, reference: object, point: int) -> None:
     dies_and_resumes(run, f"*:{point}")
     assert proof(run) == reference
 
 
+@pytest.mark.case(2, 3)
 @pytest.mark.slow
 @pytest.mark.parametrize("point", [p for p in range(1, POINTS + 1) if p % 4 != 1])
 def test_a_crash_at_every_point(run: Path, reference: object, point: int) -> None:
@@ -79,6 +83,7 @@ def test_a_crash_at_every_point(run: Path, reference: object, point: int) -> Non
     assert proof(run) == reference
 
 
+@pytest.mark.case(6)
 @pytest.mark.parametrize("point", range(2, POINTS + 1, 6))
 def test_a_loss_of_power(run: Path, reference: object, point: int) -> None:
     first = run_child(lose_power(run, lambda: train(run)), crash_at=f"*:{point}")
@@ -88,6 +93,7 @@ def test_a_loss_of_power(run: Path, reference: object, point: int) -> None:
     assert proof(run) == reference
 
 
+@pytest.mark.case(6)
 def test_a_loss_of_power_does_hurt_what_was_not_synced(run: Path) -> None:
     first = run_child(lose_power(run, lambda: train(run)), crash_at="tensors-unsynced:1")
     assert first.code == -signal.SIGKILL
@@ -97,6 +103,7 @@ def test_a_loss_of_power_does_hurt_what_was_not_synced(run: Path) -> None:
     assert size == (run / "checkpoints" / f"step-{STEPS:08d}" / "peer0.safetensors").stat().st_size // 2
 
 
+@pytest.mark.case(2)
 @pytest.mark.parametrize("point", ["manifest-written:3", "tensors-unsynced:13", "row-written:2", "retired:1"])
 def test_crashes_in_a_row(run: Path, reference: object, point: str) -> None:
     for _ in range(3):
@@ -111,6 +118,7 @@ def test_resuming_a_finished_run_changes_nothing(run: Path, reference: object) -
         assert proof(run) == reference
 
 
+@pytest.mark.case(29, 30)
 def test_resuming_twice_without_a_step_between(run: Path, reference: object) -> None:
     for _ in range(2):
         run_child(lambda: train(run, steps=7))
@@ -119,6 +127,7 @@ def test_resuming_twice_without_a_step_between(run: Path, reference: object) -> 
     assert proof(run) == reference
 
 
+@pytest.mark.case(4)
 @pytest.mark.parametrize("file", ["peer0.safetensors", "MANIFEST.json", "values.json"])
 def test_a_damaged_newest_checkpoint_costs_a_step_and_no_bit(run: Path, reference: object, file: str) -> None:
     run_child(lambda: train(run, steps=9))
@@ -131,6 +140,7 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_no_bit(run: Path, referenc
     assert ".bad-step-00000009" in names(run / "checkpoints")
 
 
+@pytest.mark.case(5)
 def test_all_damaged_ends_with_code_four(run: Path) -> None:
     run_child(lambda: train(run, steps=9))
     for path in run.glob("checkpoints/*/MANIFEST.json"):
@@ -147,6 +157,7 @@ def test_sgd_resumes_to_the_bit(run: Path) -> None:
     assert run_child(lambda: train(again, optimizer="sgd")).value == straight != ""
 
 
+@pytest.mark.case(14)
 @pytest.mark.parametrize("point", ["tensors-written:2", "manifest-written:1", "checkpoint-renamed:1"])
 def test_a_polite_stop_in_mid_save_finishes_that_save(run: Path, point: str) -> None:
     def save_once() -> bool:
@@ -172,6 +183,7 @@ def test_an_error_in_mid_save_leaves_nothing(run: Path) -> None:
     assert names(run) == []
 
 
+@pytest.mark.case(2)
 def test_replacing_the_best_may_die_anywhere(run: Path) -> None:
     run.mkdir()
     old, new = (Snapshot(tensors={"peer0": {"w": torch.full((3,), value)}}) for value in (1.0, 2.0))
@@ -196,6 +208,7 @@ def test_replacing_the_best_may_die_anywhere(run: Path) -> None:
     assert seen == {1, 2}
 
 
+@pytest.mark.case(2)
 def test_replacing_a_step_may_die_anywhere(run: Path) -> None:
     store = CheckpointStore(run)
     old, new = (Snapshot(tensors={"peer0": {"w": torch.full((3,), value)}}) for value in (1.0, 2.0))

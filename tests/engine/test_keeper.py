@@ -66,6 +66,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     monkeypatch.setattr(CheckpointStore, "save", refusing)
 
 
+@pytest.mark.case(7)
 def test_two_refusals_in_a_row_are_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run_in_pieces(tiny(train__checkpoint_every=1), tmp_path / "whole")
     fails(monkeypatch, {2, 3, 5, 6})
@@ -74,6 +75,7 @@ def test_two_refusals_in_a_row_are_warnings(tmp_path: Path, monkeypatch: pytest.
     assert len(caught) == 4
 
 
+@pytest.mark.case(7)
 def test_the_third_refusal_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(monkeypatch, {3, 4, 5})
     with pytest.warns(CheckpointWarning), pytest.raises(CheckpointError, match="no space"):
@@ -93,6 +95,7 @@ def test_the_last_checkpoint_must_be_written(tmp_path: Path, monkeypatch: pytest
     assert run_in_pieces(tiny(), tmp_path / "run") == expected
 
 
+@pytest.mark.case(7)
 def test_a_stop_that_cannot_be_saved_does_not_claim_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(monkeypatch, {3})
     with pytest.raises(CheckpointError, match="no space"):
@@ -106,6 +109,7 @@ def finite(folder: Path) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
 
 
+@pytest.mark.case(35)
 @pytest.mark.parametrize("every", [0, 1, 2])
 @pytest.mark.parametrize("settings", [{}, {"optim__accumulate": 2}, {"optim__name": "adamw"}])
 def test_a_huge_rate_ends_with_exit_5_and_no_checkpoint_of_it(tmp_path: Path, every: int, settings: dict) -> None:
@@ -119,6 +123,7 @@ def test_a_huge_rate_ends_with_exit_5_and_no_checkpoint_of_it(tmp_path: Path, ev
     assert not (tmp_path / "run" / "best").exists()
 
 
+@pytest.mark.case(34)
 @pytest.mark.parametrize("batches", [7, 2 * BATCHES])
 @pytest.mark.parametrize("every", [0, 1])
 def test_weights_that_break_in_a_step_are_not_saved(

@@ -79,6 +79,7 @@ def test_an_open_row_survives_a_restart() -> None:
     assert make()[0].state() == ({}, [])
 
 
+@pytest.mark.case(34)
 @pytest.mark.parametrize(("task", "extra", "named"), [(math.nan, 1.0, "task"), (1.0, math.inf, "extra")])
 def test_a_loss_that_is_not_finite_is_named_and_never_written(task: float, extra: float, named: str) -> None:
     meters, rows, _ = make()
@@ -91,6 +92,7 @@ def test_a_loss_that_is_not_finite_is_named_and_never_written(task: float, extra
     assert rows == []
 
 
+@pytest.mark.case(34)
 def test_a_weight_that_is_not_finite_is_named() -> None:
     meters, _, _ = make()
     layer = nn.Linear(2, 1)

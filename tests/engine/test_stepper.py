@@ -73,6 +73,7 @@ def test_the_rate_is_that_of_the_step_within_the_run() -> None:
     assert expected[0] == 0.1 > expected[1] > expected[2] > expected[3] > 0
 
 
+@pytest.mark.case(36)
 def test_float16_skips_a_step_that_overflows_and_lowers_its_scale() -> None:
     stepper = make(plain(clip=1.0), precision="float16")
     parameter, scaler = parameter_of(stepper), stepper.precision.scaler

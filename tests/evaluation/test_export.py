@@ -123,6 +123,20 @@ def test_model_card_tells_the_story(exported: tuple[nn.Module, ExportReport]) ->
         assert words in text
 
 
+@pytest.mark.case(83)
+def test_names_of_strangers_are_text_in_the_card(tmp_path: Path) -> None:
+    hostile = ["<script>alert(1)</script>", "a|b", "[x](http://y)", "\x1b[31mred", "\u202eleft", "```\nimport os"]
+    card = replace(
+        CARD, classes=[*hostile, *CLASSES[len(hostile) :]], facts={"data": "<b>|\x1b[2J", "recipe": "a\n# b"}
+    )
+    report = export_leader(trained(), image_shape=SHAPE, folder=tmp_path / "out", card=card, build=plain)
+    text = (report.folder / "README.md").read_text()
+    assert "<script>" not in text and "<b>" not in text and "[x](" not in text
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "0: &lt;script>alert(1)&lt;/script>" in text and "| data | &lt;b>\\|" in text
+    assert text.count("```") == 2 and "\n# b" not in text
+
+
 def test_script_of_the_card_needs_torch_alone(exported: tuple[nn.Module, ExportReport]) -> None:
     net, report = exported
     (script,) = re.findall(r"```python\n(.*?)```", (report.folder / "README.md").read_text(), re.S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from coterie.config import find_recipe, load_recipe, to_toml
 from coterie.experiment.changes import differences
 
@@ -20,6 +22,7 @@ def of_an_earlier_version(text: str) -> str:
     return "\n".join(kept[:start] + kept[end:]) + "\n"
 
 
+@pytest.mark.case(73)
 def test_keys_that_came_later_count_as_their_defaults() -> None:
     text = in_full()
     old = of_an_earlier_version(text)

@@ -31,6 +31,7 @@ def test_every_method_layout_and_optimiser(tmp_path: Path, method: str, shared: 
     assert pieces == whole
 
 
+@pytest.mark.case(28)
 @pytest.mark.parametrize("stop", range(1, BATCHES * EPOCHS + 1))
 def test_every_batch(tmp_path: Path, stop: int) -> None:
     recipe = tiny("mcl_okd", train__log_every=2)
@@ -65,6 +66,7 @@ def test_the_state_of_a_float16_scaler_is_kept(tmp_path: Path) -> None:
     assert '"_growth_tracker": 10' in values
 
 
+@pytest.mark.case(28)
 def test_a_stop_between_two_epochs_and_after_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny()
     whole = run_in_pieces(recipe, tmp_path / "whole")
@@ -76,6 +78,7 @@ def test_a_stop_between_two_epochs_and_after_the_last(tmp_path: Path, monkeypatc
     assert run_in_pieces(recipe, tmp_path / "pieces") == whole  # nothing was missing
 
 
+@pytest.mark.case(29, 30)
 def test_resuming_twice_without_a_step_between(tmp_path: Path) -> None:
     recipe = tiny("mcl_okd", train__checkpoint_every=1, train__log_every=1)
     whole = run_in_pieces(recipe, tmp_path / "whole")
@@ -85,6 +88,7 @@ def test_resuming_twice_without_a_step_between(tmp_path: Path) -> None:
     assert rows == list(range(1, BATCHES * EPOCHS + 1))
 
 
+@pytest.mark.case(3)
 def test_no_checkpoint_yet_starts_from_the_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny()
     whole = run_in_pieces(recipe, tmp_path / "whole")
@@ -119,6 +123,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.mark.case(27)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_folder(tmp_path: Path, photos: Path, workers: int) -> None:
     common = {"data__name": "folder", "data__root": photos, "data__augment": "resized_crop", "data__batch_size": 7}
@@ -128,6 +133,7 @@ def test_streamed_folder(tmp_path: Path, photos: Path, workers: int) -> None:
     assert pieces == whole
 
 
+@pytest.mark.case(27)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_own_data_set(tmp_path: Path, workers: int) -> None:
     source = from_dataset(Painted(), Painted())
@@ -137,6 +143,7 @@ def test_own_data_set(tmp_path: Path, workers: int) -> None:
     assert pieces == whole
 
 
+@pytest.mark.case(67)
 def test_settings_of_the_machine_may_change(tmp_path: Path) -> None:
     whole = run_in_pieces(tiny("dml"), tmp_path / "whole")
     stop_after(3, Experiment(tiny("dml"), folder=tmp_path / "moved", name="tiny", quiet=True).train)

@@ -48,6 +48,7 @@ def odd(folder: Path) -> list[str]:
     return [name for name in found if name.startswith(".") and name != ".lock"]
 
 
+@pytest.mark.case(1, 40)
 def test_fifty_kills_at_random_moments() -> None:
     expected, kills = undisturbed(epochs=6), 0
     with memory_folder() as folder:
@@ -61,6 +62,7 @@ def test_fifty_kills_at_random_moments() -> None:
     raise AssertionError(f"only {kills} kills")
 
 
+@pytest.mark.case(2)
 def test_a_kill_at_a_dozen_points_of_the_writers() -> None:
     expected = undisturbed()
     with memory_folder() as folder:
@@ -78,6 +80,7 @@ def test_a_kill_at_a_dozen_points_of_the_writers() -> None:
             assert trace(run) == expected, f"killed at point {point}"
 
 
+@pytest.mark.case(14)
 def test_a_kill_during_a_step_and_during_a_polite_stop() -> None:
     expected = undisturbed()
 
@@ -110,6 +113,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.case(4)
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_newest_checkpoint_falls_back(tmp_path: Path, name: str) -> None:
     expected = undisturbed()
@@ -128,6 +132,7 @@ def damaged_run(folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.case(5)
 def test_all_checkpoints_damaged_is_refused_and_nothing_touched(tmp_path: Path) -> None:
     run = damaged_run(tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
@@ -136,6 +141,7 @@ def test_all_checkpoints_damaged_is_refused_and_nothing_touched(tmp_path: Path) 
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.case(5)
 def test_fresh_begins_again_and_deletes_nothing(tmp_path: Path) -> None:
     expected, run = undisturbed(), damaged_run(tmp_path)
     Experiment(recipe(2), folder=run, name="tiny", quiet=True).train(fresh=True)
@@ -144,6 +150,7 @@ def test_fresh_begins_again_and_deletes_nothing(tmp_path: Path) -> None:
     assert {".aside-step-00000007", ".aside-step-00000008"} <= set(names(run / "checkpoints"))
 
 
+@pytest.mark.case(4)
 def test_damaged_best_weights_do_not_cost_the_result(tmp_path: Path) -> None:
     expected = undisturbed()
     assert expected.result["best_on_validation"]["epoch"] == 1

@@ -61,6 +61,7 @@ OTHER = {
 }
 
 
+@pytest.mark.case(66, 67)
 @pytest.mark.parametrize("name", OTHER)
 def test_another_recipe(stopped: Path, name: str) -> None:
     settings, named = OTHER[name]
@@ -72,6 +73,7 @@ def test_another_recipe(stopped: Path, name: str) -> None:
     assert kept(stopped) == before
 
 
+@pytest.mark.case(66)
 def test_another_method(stopped: Path) -> None:
     with pytest.raises(CheckpointError, match=r"method\.name 'mcl_okd' -> 'dml'"):
         Experiment(tiny("dml"), folder=stopped, source=source(), quiet=True).train(resume=True)
@@ -84,6 +86,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.case(63, 65)
 @pytest.mark.parametrize("name", CHANGES)
 def test_changed_data(stopped: Path, name: str) -> None:
     before = kept(stopped)
@@ -93,6 +96,7 @@ def test_changed_data(stopped: Path, name: str) -> None:
     assert kept(stopped) == before
 
 
+@pytest.mark.case(66)
 def test_networks_of_one_name_that_differ(tmp_path: Path) -> None:
     def nets(width: int) -> list[nn.Module]:
         layers = lambda: (nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, 4))  # noqa: E731
@@ -120,6 +124,7 @@ def test_a_folder_that_holds_a_run(stopped: Path, tmp_path: Path) -> None:
         Experiment(tiny(), folder=tmp_path / "done", quiet=True).train()
 
 
+@pytest.mark.case(10)
 def test_a_second_process_in_one_folder(stopped: Path) -> None:
     with RunFolder(stopped).lock():
         ended = run_child(lambda: Experiment(tiny(), folder=stopped, quiet=True).train(resume=True))
@@ -183,6 +188,7 @@ def test_differences_are_dotted_and_sorted() -> None:
     assert differences(before, now) == {"b.c": (2, 3), "b.d": ([1], None), "e.f": (None, 4)}
 
 
+@pytest.mark.case(67)
 def test_only_settings_of_the_machine_may_change() -> None:
     facts = {"recipe": "[data]\nroot = 'a'\n[train]\ndevice = 'cpu'\n", "data": "x"}
     check_unchanged(facts, {"recipe": "[data]\nroot = 'b'\n[train]\ndevice = 'cuda'\n", "data": "x"})

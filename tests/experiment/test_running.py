@@ -122,6 +122,7 @@ def test_the_measured_choice_is_recorded_and_kept(begun: tuple[RunFolder, Parts,
     assert parts.cohort.execution is not None
 
 
+@pytest.mark.case(73)
 def test_a_run_of_an_earlier_version_stays_a_loop(begun: tuple[RunFolder, Parts, Run]) -> None:
     folder, parts, run = begun
     line = settle_execution(folder, recipe=tiny("mcl_okd"), parts=parts, run=run, begun=True)

@@ -27,6 +27,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     run_in_pieces(tiny(), tmp_path_factory.mktemp("warm") / "run")
 
 
+@pytest.mark.case(15)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_while_data_are_read_stops_after_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -44,6 +45,7 @@ def test_a_signal_while_data_are_read_stops_after_the_first_step(
     assert run_in_pieces(tiny(), tmp_path / "run") == run_in_pieces(tiny(), tmp_path / "whole")
 
 
+@pytest.mark.case(15)
 def test_a_signal_during_validation_stops_after_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_epoch = Validation.on_epoch
 
@@ -59,6 +61,7 @@ def test_a_signal_during_validation_stops_after_the_next_step(tmp_path: Path, mo
     assert trace(tmp_path / "run") == run_in_pieces(tiny(), tmp_path / "whole")
 
 
+@pytest.mark.case(13)
 def test_the_second_signal_leaves_at_once_and_checkpoints_stay_sound(tmp_path: Path, warm: None) -> None:
     def train() -> None:
         with signal_after(7), signal_after(7):
@@ -69,6 +72,7 @@ def test_the_second_signal_leaves_at_once_and_checkpoints_stay_sound(tmp_path: P
     assert run_in_pieces(tiny(train__checkpoint_every=1), tmp_path / "run") == whole
 
 
+@pytest.mark.case(12)
 def test_a_signal_from_outside(tmp_path: Path, warm: None) -> None:
     child = fork(lambda: Experiment(tiny(epochs=500), folder=tmp_path / "run", quiet=True).train())
     while not (tmp_path / "run" / "metrics.jsonl").exists():

@@ -64,6 +64,7 @@ def test_files_of_weights(tmp_path: Path, kind: str) -> None:
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in built.state_dict().items())
 
 
+@pytest.mark.case(76)
 def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
     mark = tmp_path / "made"
     for name, save in (("a.pth", torch.save), ("b.pkl", lambda thing, path: path.write_bytes(pickle.dumps(thing)))):

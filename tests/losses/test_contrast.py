@@ -187,6 +187,7 @@ def test_without_eps_the_number_of_images_does_not_matter(scene: Any) -> None:
     assert not torch.allclose(with_eps.terms, many.terms)
 
 
+@pytest.mark.case(60)
 def test_fully_masked_anchor_stays_finite(scene: Any) -> None:
     rows = replace(
         shared_rows(), same_class=torch.zeros(6, 12, dtype=torch.bool).index_fill(0, torch.tensor([2]), True)

@@ -115,6 +115,7 @@ def test_losses_and_gradients_of_slow_loops(labels: list[int], self_pair: bool, 
         assert_close(found, wanted)
 
 
+@pytest.mark.case(60)
 def test_lone_labels_are_left_out_of_the_mean() -> None:
     torch.manual_seed(0)
     embeddings = F.normalize(torch.randn(2, 5, 4, dtype=torch.float64), dim=-1).requires_grad_()
@@ -125,6 +126,7 @@ def test_lone_labels_are_left_out_of_the_mean() -> None:
     assert embeddings.grad is not None and bool(embeddings.grad.isfinite().all()) and float(lone.soft_icl.detach()) > 0
 
 
+@pytest.mark.case(60)
 @pytest.mark.parametrize("soft_self", [True, False])
 @pytest.mark.parametrize("self_pair", [True, False])
 def test_a_batch_of_one_image_is_finite(self_pair: bool, soft_self: bool) -> None:
@@ -136,6 +138,7 @@ def test_a_batch_of_one_image_is_finite(self_pair: bool, soft_self: bool) -> Non
     assert float(total.detach()) == 0 and not embeddings.grad.any()
 
 
+@pytest.mark.case(61)
 def test_large_scores_do_not_overflow() -> None:
     embeddings = F.normalize(torch.eye(4).expand(2, 4, 4), dim=-1)
     losses = in_batch(embeddings, torch.tensor([0, 0, 1, 1]), tau=1e-3)

@@ -72,6 +72,7 @@ def test_first_embedding_of_a_repeated_row_counts() -> None:
     assert torch.equal(twice.rows, once.rows)
 
 
+@pytest.mark.case(64)
 def test_update_refuses_what_does_not_fit() -> None:
     bank = MemoryBank(2, 5, 3)
     with pytest.raises(ShapeError, match=r"give \[M, B, D\]"):
@@ -88,6 +89,7 @@ def test_state_goes_round() -> None:
     assert old.mebibytes == 2 * 5 * 3 * 4 / 2**20
 
 
+@pytest.mark.case(63)
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [

@@ -63,6 +63,7 @@ def test_positives_are_of_the_same_class_and_uniform() -> None:
     assert chi_square(counts) < 21  # 3 degrees of freedom, p = 1e-4
 
 
+@pytest.mark.case(59)
 @pytest.mark.parametrize("count", [0, -3, 9])
 def test_number_is_bounded_by_the_pool(count: int) -> None:
     with pytest.raises(ConfigError, match="from 1 to 8"):
@@ -76,6 +77,7 @@ def test_number_defaults_to_the_most_the_data_allow() -> None:
     assert Negatives(torch.arange(50_000) % 100).num_negatives == 16384
 
 
+@pytest.mark.case(54)
 @pytest.mark.parametrize(("labels", "words"), [(torch.zeros(5, dtype=torch.int64), "has 1;"), (LABELS[:0], "has 0;")])
 def test_one_class_is_not_enough(labels: torch.Tensor, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

@@ -61,6 +61,7 @@ def test_summary_uses_the_epochs_that_all_seeds_have() -> None:
     assert _summary([{0: 1.0}])[2] == [0.0] and _summary([]) == ([], [], [])
 
 
+@pytest.mark.case(83)
 @pytest.mark.parametrize(
     "name",
     ["$\\frac{1}$", "half $ \\frac{", "\\$\\alpha$", "_hidden", "", "名前", "x" * 10_000, "\x1b[31m\n", "<script>"],

@@ -101,6 +101,7 @@ def test_one_seed_shows_no_spread() -> None:
     assert "one seed: no interval" in one.to_markdown() and "1 seed\n" in one.to_markdown()
 
 
+@pytest.mark.case(83)
 def test_formulas_are_disarmed_in_csv() -> None:
     for read in csv.DictReader(io.StringIO(table(*HOSTILE).to_csv())):
         for name in (read["recipe"], read["method"]):
@@ -108,6 +109,7 @@ def test_formulas_are_disarmed_in_csv() -> None:
     assert "'=cmd()" in table("=cmd()").to_csv()
 
 
+@pytest.mark.case(83)
 def test_hostile_names_are_text_everywhere() -> None:
     made = table(*HOSTILE)
     for text in (shown(made), made.to_markdown(), made.to_csv()):

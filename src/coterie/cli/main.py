@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError
 from coterie import __version__
 from coterie.cli.check import check
 from coterie.cli.compare import compare
+from coterie.cli.data import check_images
 from coterie.cli.demo import demo
 from coterie.cli.doctor import doctor
 from coterie.cli.evaluate import evaluate
@@ -33,18 +34,28 @@ app = App(
 for _verb in (train, check, evaluate, transfer, fewshot, export, compare, report, demo, doctor):
     app.command(_verb)
 app.command(show_list, name="list")
+data_app = App(name="data", help="Look at images before training does.")
+data_app.command(check_images, name="check")
+app.command(data_app)
 app.register_install_completion_command(add_to_startup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line; see `run`. A process that has lost the others of its launch ends here at once."""
+    status = run(arguments)
+    engine = sys.modules.get("coterie.engine.joining")  # loaded by verbs that train
+    return status if engine is None else int(engine.leave(status))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Find the verb and run it.
 
     Args:
         arguments: words after `coterie`; those of the process by default.
 
     Returns:
-        The exit status: 0 done, 2 usage, recipe or data, 4 checkpoint, 5 numeric, 75 stopped and resumable,
-        130 interrupted, 141 nobody reads the output.
+        The exit status: 0 done, 1 `data check` found faults, 2 usage, recipe or data, 4 checkpoint, 5 numeric,
+        6 lost processes, 75 stopped and resumable, 130 interrupted, 141 nobody reads the output.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -62,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _expected(error)
         if status is None:
             raise
-        return _complain(str(error), status)
+        return _complain("" if _is_told_elsewhere(error) else str(error), status)
     return status if isinstance(status, int) else 0
 
 
@@ -70,6 +81,14 @@ def _expected(error: Exception) -> int | None:
     from coterie.core.errors import CoterieError
 
     return error.exit_code if isinstance(error, CoterieError) else None
+
+
+def _is_told_elsewhere(error: Exception) -> bool:
+    """Whether another process of the launch says what is wrong, or says the same."""
+    from coterie.core.errors import FailedElsewhere
+    from coterie.engine.interrupt import Preempted
+
+    return isinstance(error, FailedElsewhere) or (isinstance(error, Preempted) and os.environ.get("RANK", "0") != "0")
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def train(
         print(to_toml(experiment.recipe), end="")
         return 0
     result = experiment.train() if resume is None else continue_run(experiment, fresh=fresh)
-    _report(experiment.folder.path, result)
+    if experiment.folder.writes:
+        _report(experiment.folder.path, result)
     return 0
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from coterie.core.errors import CheckpointError
 from coterie.core.types import PeerOutput
+from coterie.core.world import gather
+from coterie.nets.global_norm import shared_statistics
 
 
 class CohortCopy:
@@ -39,8 +41,9 @@ class CohortCopy:
     @torch.no_grad()
     def __call__(self, views: Tensor) -> list[PeerOutput]:
         """Run the copies on views `[V, B, C, H, W]`; constants, without stage maps."""
-        peers: list[PeerOutput] = self._cohort(views)
-        return peers
+        with shared_statistics():
+            peers: list[PeerOutput] = self._cohort(views)
+        return gather(peers)
 
     @torch.no_grad()
     def refresh(self, cohort: nn.Module) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.core.types import Batch, PeerOutput
+from coterie.core.world import gather
 from coterie.nets import Tappable, as_tappable
 from coterie.nets.inputs import Sight
 
@@ -69,7 +70,7 @@ class Teachers(nn.Module):
             return batch
         if self.cached:
             return replace(batch, teachers=tuple(_rows(output, batch.indices) for output in self.cached))
-        return replace(batch, teachers=self.look(batch.views[self.view % batch.views.shape[0]]))
+        return replace(batch, teachers=tuple(gather(self.look(batch.views[self.view % batch.views.shape[0]]))))
 
     @torch.no_grad()
     def look(self, images: Tensor) -> tuple[PeerOutput, ...]:

@@ -14,6 +14,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from coterie.core.world import averaged
+
 Objective = Callable[[], Tensor]
 
 
@@ -118,7 +120,7 @@ def _tensors_of(modules: Sequence[nn.Module]) -> list[Tensor]:
 
 def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     slopes = torch.autograd.grad(value, parameters, allow_unused=True)
-    return _all_filled(slopes, parameters)
+    return averaged(_all_filled(slopes, parameters))
 
 
 def _products(
@@ -130,7 +132,7 @@ def _products(
     if not reached:
         return [torch.zeros_like(parameter) for parameter in wanted]
     slopes, ways = zip(*reached, strict=True)
-    return _all_filled(torch.autograd.grad(slopes, wanted, ways, allow_unused=True), wanted)
+    return averaged(_all_filled(torch.autograd.grad(slopes, wanted, ways, allow_unused=True), wanted))
 
 
 def _reached(value: Tensor, parameters: Sequence[Tensor], along: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -40,6 +40,7 @@ LIMITS: Mapping[str, Check] = {
     "train.checkpoint_every": _NOT_NEGATIVE,
     "train.keep": (lambda value: value >= 2, "give at least 2, so that a damaged checkpoint has a predecessor"),
     "train.evaluate_every": _COUNT,
+    "train.timeout": _POSITIVE,
     "fewshot.ways": (lambda value: value >= 2, "give at least 2 classes"),
     "fewshot.shots": _COUNT,
     "fewshot.queries": _COUNT,

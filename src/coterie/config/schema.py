@@ -161,6 +161,9 @@ class TrainConfig:
         evaluate_every: epochs between evaluations on the validation split.
         compile: `default` compiles the peers with `torch.compile`; `graph` records a whole step as a CUDA graph and
             replays it; `none` does neither.
+        sync_batch_norm: where several processes train together, let batch norm see the images of all of them, so that
+            they give what one process gives; otherwise those of its own, and running statistics are averaged.
+        timeout: seconds that one of several processes waits for the others.
     """
 
     device: str = "auto"
@@ -173,6 +176,8 @@ class TrainConfig:
     keep: int = 2
     evaluate_every: int = 1
     compile: Literal["none", "default", "graph"] = "none"
+    sync_batch_norm: bool = True
+    timeout: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

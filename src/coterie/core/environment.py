@@ -12,8 +12,9 @@ import numpy
 import torch
 
 from coterie.core.files import JsonValue
+from coterie.core.world import world
 
-EXACT = ("torch", "cpu_capability", "threads", "devices")
+EXACT = ("torch", "cpu_capability", "threads", "devices", "processes")
 """What must be the same for a continued run to be equal, to the bit, to one that was never interrupted."""
 
 
@@ -29,6 +30,7 @@ def describe_environment() -> dict[str, JsonValue]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())],
+        "processes": world().size,
     }
 
 
@@ -46,6 +48,7 @@ def exactness_lost(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]
         >>> exactness_lost({"torch": "2.11.0", "threads": 2}, {"torch": "2.13.0", "threads": 2})
         ["torch '2.11.0' -> '2.13.0'"]
     """
+    before, now = {"processes": 1, **before}, {"processes": 1, **now}
     return [f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in EXACT if before.get(key) != now.get(key)]
 
 

@@ -39,6 +39,25 @@ class NumericError(CoterieError):
     exit_code = 5
 
 
+class ParallelError(CoterieError):
+    """Processes that train together have lost each other or disagree (exit 6)."""
+
+    exit_code = 6
+
+
+class FailedElsewhere(CoterieError):
+    """Another process of the run has failed and says why; this one ends with it.
+
+    Args:
+        message: what the other one said.
+        exit_code: that of its error.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class MissingExtra(CoterieError):
     """An optional dependency is not installed.
 

@@ -74,10 +74,13 @@ class RunFolder:
 
     Args:
         path: the folder, which need not exist.
+        writes: whether this process may write there; of several that train together only one does, and to the others
+            the folder is empty.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
         self.recipe = self.path / "recipe.toml"
         self.environment = self.path / "environment.json"
         self.status = self.path / "status.json"
@@ -102,6 +105,8 @@ class RunFolder:
         Raises:
             ConfigError: the path is a file, cannot be made or written, or holds a symbolic link where a run writes.
         """
+        if not self.writes:
+            return self
         probe = self.path / f".tmp-probe-{os.getpid()}"
         try:
             self._made = self._made or not self.path.exists()
@@ -138,6 +143,9 @@ class RunFolder:
         Raises:
             CheckpointError: another process holds the lock; it is named with its host.
         """
+        if not self.writes:
+            yield
+            return
         with locked(self.lock_file):
             remove_leftovers(self.path)
             remove_leftovers(self.checkpoints)
@@ -145,15 +153,18 @@ class RunFolder:
 
     def write_recipe(self, text: str) -> None:
         """Store the resolved recipe, TOML."""
-        write_text_atomically(self.recipe, text)
+        if self.writes:
+            write_text_atomically(self.recipe, text)
 
     def write_environment(self, name: str) -> None:
         """Store versions and hardware of this process, and how tables call the run."""
-        write_json_atomically(self.environment, {"name": name, **describe_environment()})
+        if self.writes:
+            write_json_atomically(self.environment, {"name": name, **describe_environment()})
 
     def add_to_environment(self, **facts: JsonValue) -> None:
         """Store more about how a run is computed, beside what `write_environment` stored."""
-        write_json_atomically(self.environment, {**self.read_environment(), **facts})
+        if self.writes:
+            write_json_atomically(self.environment, {**self.read_environment(), **facts})
 
     def read_environment(self) -> Mapping[str, JsonValue]:
         """Read what `write_environment` stored; empty when there is no such file.
@@ -161,7 +172,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        if not self.environment.exists():
+        if not self.writes or not self.environment.exists():
             return {}
         value = read_json(self.environment)
         if not isinstance(value, Mapping):
@@ -176,19 +187,21 @@ class RunFolder:
         """
         for path in (self.result, self.metrics, self.timing, self.best):
             try:
-                if path.exists():
+                if self.writes and path.exists():
                     path.rename(unused_path(self.path, f".aside-{path.name}"))
             except OSError as error:
                 raise CheckpointError(f"cannot rename {path}: {reason(error)}; move it away") from error
 
     def write_result(self, result: Mapping[str, JsonValue]) -> None:
         """Store what was measured at the end."""
-        write_json_atomically(self.result, result)
+        if self.writes:
+            write_json_atomically(self.result, result)
 
     def write_status(self, status: Status) -> None:
         """Store the status; a disk that is full costs the file and a warning, not the run."""
         try:
-            write_json_atomically(self.status, dataclasses.asdict(status))
+            if self.writes:
+                write_json_atomically(self.status, dataclasses.asdict(status))
         except CheckpointError as error:
             warnings.warn(str(error), RecordWarning, stacklevel=2)
 
@@ -223,10 +236,12 @@ class MetricsLog:
 
     Args:
         path: the `.jsonl` file; made by the first row.
+        writes: whether this process keeps the log; to another one it is empty.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self._unwritten = b""
         self._warned = False
 
@@ -235,6 +250,8 @@ class MetricsLog:
 
         A disk that is full costs one warning; the rows are kept in memory and written with the next one that fits.
         """
+        if not self.writes:
+            return
         self._unwritten += json.dumps(finite(row), allow_nan=False).encode() + b"\n"
         try:
             _append(self.path, self._unwritten)
@@ -249,7 +266,7 @@ class MetricsLog:
 
     def offset(self) -> int:
         """Bring the rows to disk and return their length in bytes, for a checkpoint to keep."""
-        if not self.path.exists():
+        if not self.writes or not self.path.exists():
             return 0
         with open_regular(self.path) as file:
             with contextlib.suppress(OSError):
@@ -266,6 +283,8 @@ class MetricsLog:
             CheckpointError: the file cannot be read or cut.
         """
         self._unwritten = b""
+        if not self.writes:
+            return
         if not self.path.exists():
             self._miss(0, offset)
             return

@@ -18,7 +18,8 @@ class Batch:
     """One batch of images, as every peer, method and watcher sees it.
 
     Attributes:
-        views: `[V, B, C, H, W]` floating point, normalised; V independently augmented views of the same B images.
+        views: `[V, B, C, H, W]` floating point, normalised; V independently augmented views of the same B images. Where
+            several processes train together these are the views of one share of the images, all else is of all B.
         labels: `[B]` int64, each in `[0, K)`.
         indices: `[B]` int64, each image's row in the training set, in `[0, N)`; no row twice in a batch.
         epoch: `[]` int64, counted from 0, on the device of the views.

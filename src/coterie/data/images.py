@@ -20,6 +20,8 @@ from coterie.core.errors import DataError, one_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 65_535
+MAX_BYTES = 1 << 30
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
@@ -68,13 +70,13 @@ def read_square(file: Path | IO[bytes], framing: Framing, key: int | None = None
     Raises:
         DataError: the file is missing, damaged, not an image, too large, or of another size than `exact` asks for.
     """
-    with _opened(file, name or repr(str(file))) as image:
+    with open_image(file, name) as image:
         return image_tensor(_square(image, framing, key))
 
 
 def read_size(file: Path | IO[bytes], name: str = "") -> tuple[int, int]:
     """Width and height of an image file once it is upright, from its header; raises `DataError` as `read_square`."""
-    with _opened(file, name or repr(str(file))) as image:
+    with open_image(file, name) as image:
         return _upright_size(image)
 
 
@@ -127,14 +129,20 @@ def random_box(width: int, height: int, key: int) -> Box:
 
 
 @contextmanager
-def _opened(file: Path | IO[bytes], name: str) -> Iterator[Image.Image]:
-    too_large = f"{name} claims more than {MAX_PIXELS} pixels; scale it down or remove it"
+def open_image(file: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
+    """Open an image file of an allowed format and size; nothing is decoded yet.
+
+    Whatever goes wrong inside, decoding included, becomes a `DataError` that names the file, as of `read_square`.
+    """
+    name = name or repr(str(file))
+    too_large = f"{name} claims more than {MAX_PIXELS} pixels or {MAX_SIDE} in a row; scale it down or remove it"
     try:
+        _check_bytes(file)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=_FORMATS)
         with image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise DataError(too_large)
             yield image
     except DataError as error:
@@ -153,6 +161,19 @@ def _turns(image: Image.Image) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     return image if _turns(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _check_bytes(file: Path | IO[bytes]) -> None:
+    size = file.stat().st_size if isinstance(file, Path) else 0
+    if size > MAX_BYTES:
+        raise DataError(f"has {size} bytes, more than any image of ours ({MAX_BYTES}); scale it down or remove it")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decode an image to 8-bit RGB, turned as its EXIF orientation says."""
+    whole = to_rgb(_upright(image))
+    whole.load()  # while its file is open
+    return whole
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coterie.core.errors import DataError
 from coterie.core.types import Batch
+from coterie.core.world import world
 from coterie.data.arrays import ArraySplit
 from coterie.data.base import Fetchable, Normalisation, Split
 from coterie.data.order import Order
@@ -33,7 +34,8 @@ class Loader(Protocol):
             start: position of the first batch wanted, in `[0, P]`; a resumed run passes over what it has seen.
 
         Returns:
-            Batches on the device; `step` is `epoch * P + position`.
+            Batches on the device; `step` is `epoch * P + position`. Where several processes train together, labels and
+            rows are those of the whole batch and the views those of this rank's share.
 
         Raises:
             DataError: an image cannot be read; the message names its file or row.
@@ -72,8 +74,9 @@ class ArrayLoader:
             return
         rows_of = torch.stack([self.order.rows(epoch, position) for position in positions]).to(self._device)
         for position, rows in zip(positions, rows_of, strict=True):
-            slots = rows.expand(self._maker.plan.views, -1)
-            views = self._maker.training(self._padded, slots, rows, epoch)
+            own = world().share(rows)
+            slots = own.expand(self._maker.plan.views, -1)
+            views = self._maker.training(self._padded, slots, own, epoch)
             yield numbered_batch(views, self._labels[rows], rows, epoch, epoch * self.batches_per_epoch + position)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from coterie.core import draws
 from coterie.core.errors import CoterieError, DataError
 from coterie.core.types import Batch
+from coterie.core.world import world
 from coterie.data.base import Fetchable
 from coterie.data.order import Order
 from coterie.data.transfer import moved
@@ -65,8 +66,9 @@ class StreamLoader:
         """Yield the batches of an epoch, from position `start` on; see `coterie.data.loaders.Loader`."""
         assert self._reader is not None, "the loader is closed"
         self._requests.epoch, self._requests.start = epoch, start
-        for position, (images, rows) in enumerate(moved(_drain(self._reader), self._device), start):
-            views = self._maker.streamed(images, rows, epoch)
+        for position, (images, own) in enumerate(moved(_drain(self._reader), self._device), start):
+            views = self._maker.streamed(images, own, epoch)
+            rows = own if world().alone else self.order.rows(epoch, position).to(self._device)
             yield numbered_batch(views, self._labels[rows], rows, epoch, epoch * self.batches_per_epoch + position)
 
     def close(self) -> None:
@@ -104,6 +106,20 @@ def stream_once(
     yield from moved(((images[0], split.labels[rows]) for images, rows in fetched), device)
 
 
+def fetch_all(dataset: Dataset[Any], requests: Iterable[Any], workers: int = 0) -> Iterator[Any]:
+    """Ask a data set for each request, in order.
+
+    Args:
+        dataset: answers `dataset[request]`; it travels to the workers.
+        requests: whatever it understands.
+        workers: number of processes; 0 asks in this one.
+
+    Raises:
+        DataError: a worker process died or hung.
+    """
+    yield from _drain(_reader(dataset, requests, torch.device("cpu"), workers))
+
+
 def numbered_batch(views: Tensor, labels: Tensor, rows: Tensor, epoch: int, step: int) -> Batch:
     """Put a batch together, its epoch and step filled in on the device without waiting for it."""
     return Batch(
@@ -125,7 +141,7 @@ class _Requests:
 
     def __iter__(self) -> Iterator[_Request]:
         for position in range(self.start, self.order.batches_per_epoch):
-            yield self.epoch, tuple(self.order.rows(self.epoch, position).tolist())
+            yield self.epoch, tuple(world().share(self.order.rows(self.epoch, position)).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +184,7 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def _reader(fetcher: _Fetcher, requests: Iterable[_Request], device: torch.device, workers: int) -> DataLoader[Any]:
+def _reader(fetcher: Dataset[Any], requests: Iterable[Any], device: torch.device, workers: int) -> DataLoader[Any]:
     return DataLoader(
         fetcher,
         batch_size=None,  # a request is a whole batch
@@ -183,7 +199,7 @@ def _reader(fetcher: _Fetcher, requests: Iterable[_Request], device: torch.devic
     )
 
 
-def _drain(reader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def _drain(reader: DataLoader[Any]) -> Iterator[Any]:
     answers = iter(reader)
     while True:
         try:

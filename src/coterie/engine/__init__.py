@@ -4,16 +4,20 @@ from coterie.engine.checkpoint import CheckpointStore, load_from, save_to
 from coterie.engine.diagnostics import Diagnostics
 from coterie.engine.display import Display
 from coterie.engine.interrupt import Interrupt, Preempted, stop_with
+from coterie.engine.joining import joined, leave
 from coterie.engine.keeper import CheckpointKeeper
 from coterie.engine.loop import Clock, Done, Keeper, Run, Step, Watcher, fit, take_step, train_epoch
 from coterie.engine.meters import Meters
 from coterie.engine.objective import Objective, check_compiler
+from coterie.engine.parallel import ParallelStep, check_spreadable
 from coterie.engine.precision import Precision
 from coterie.engine.recorded import CudaRecorder, RecordedStep, Recorder, check_recordable
 from coterie.engine.schedule import learning_rate
+from coterie.engine.shared_store import SharedKeeper, SharedStore, restore_generators
 from coterie.engine.snapshot import Snapshot, digest, peer_tensors, restore_peers
 from coterie.engine.state import capture, restore, restore_place
 from coterie.engine.stepper import Stepper, make_optimizer
+from coterie.engine.together import MeetingLoader, Together
 
 __all__ = [
     "CheckpointKeeper",
@@ -25,27 +29,36 @@ __all__ = [
     "Done",
     "Interrupt",
     "Keeper",
+    "MeetingLoader",
     "Meters",
     "Objective",
+    "ParallelStep",
     "Precision",
     "Preempted",
     "RecordedStep",
     "Recorder",
     "Run",
+    "SharedKeeper",
+    "SharedStore",
     "Snapshot",
     "Step",
     "Stepper",
+    "Together",
     "Watcher",
     "capture",
     "check_compiler",
     "check_recordable",
+    "check_spreadable",
     "digest",
     "fit",
+    "joined",
     "learning_rate",
+    "leave",
     "load_from",
     "make_optimizer",
     "peer_tensors",
     "restore",
+    "restore_generators",
     "restore_peers",
     "restore_place",
     "save_to",

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from coterie.core.types import Batch, Peers, Terms
+from coterie.core.world import averaged, whole, world
 from coterie.engine.loop import Run
+from coterie.losses.logits import at_least_float32
 from coterie.metrics import diversity
 
 _IMAGES = 256
@@ -64,7 +66,13 @@ class Diagnostics:
 
 
 def _first(batch: Batch, count: int) -> Batch:
-    return replace(batch, views=batch.views[:, :count], labels=batch.labels[:count], indices=batch.indices[:count])
+    """The first images of a batch, spread over the ranks anew."""
+    count -= count % world().size
+    views = batch.views
+    if not world().alone and batch.size > count:
+        rows = whole(views.transpose(0, 1))[:count].transpose(0, 1)
+        views = rows[:, world().share(torch.arange(count, device=rows.device))]
+    return replace(batch, views=views[:, :count], labels=batch.labels[:count], indices=batch.indices[:count])
 
 
 def _gradient_norms(run: Run, terms: Terms) -> dict[str, Tensor]:
@@ -76,7 +84,8 @@ def _gradient_norms(run: Run, terms: Terms) -> dict[str, Tensor]:
             norms[term.name] = value.new_zeros(())
             continue
         grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        norms[term.name] = torch.stack([grad.float().square().sum() for grad in grads if grad is not None]).sum().sqrt()
+        found = averaged([grad for grad in grads if grad is not None])
+        norms[term.name] = torch.stack([at_least_float32(grad).square().sum() for grad in found]).sum().sqrt()
     return norms
 
 

@@ -12,6 +12,7 @@ from coterie.core.record import MetricsLog
 from coterie.engine.checkpoint import CheckpointStore, CheckpointWarning
 from coterie.engine.loop import Run
 from coterie.engine.meters import Meters
+from coterie.engine.snapshot import Snapshot
 from coterie.engine.state import capture
 
 _PATIENCE = 3  # saves that may fail in a row before a run gives up
@@ -50,6 +51,10 @@ class CheckpointKeeper:
         if not self.every or last:
             self.save(run, patience=1 if last else _PATIENCE)
 
+    def snapshot(self, run: Run) -> Snapshot:
+        """Gather what a checkpoint holds of a run; see `coterie.engine.state.capture`."""
+        return capture(run, self.meters)
+
     def save(self, run: Run, patience: int = 1) -> None:
         """Write a checkpoint; when the disk refuses, warn and train on, less than `patience` times in a row.
 
@@ -58,7 +63,7 @@ class CheckpointKeeper:
             CheckpointError: too many saves in a row have failed.
         """
         self.meters.check(run)
-        snapshot = capture(run, self.meters)
+        snapshot = self.snapshot(run)
         values = {**snapshot.values, **self.extra, "facts": self.facts, "log_bytes": self.log.offset()}
         try:
             self.store.save(run.batches, replace(snapshot, values=values))

@@ -54,6 +54,12 @@ class Keeper(Protocol):
         """Write a checkpoint of this moment."""
 
 
+class Stop(Protocol):
+    """Whether the run was asked to stop after the step it is at: `asked`."""
+
+    asked: bool
+
+
 class Done(NamedTuple):
     """What a step leaves for watchers; its tensors may be overwritten by the next step."""
 
@@ -89,7 +95,7 @@ class Run:
         epochs: length of the run.
         keeper: writes checkpoints.
         watchers: logs, displays, evaluation; in the order they are called.
-        interrupt: the flag that signals raise.
+        interrupt: the flag that signals raise, in this process or another one of the run.
         clock: where the run stands.
         held_out: the peers' logits and the labels of the validation split, for methods that ask for them.
         step: takes a step; `take_step`, or a recording of it.
@@ -102,7 +108,7 @@ class Run:
     epochs: int
     keeper: Keeper
     watchers: Sequence[Watcher] = ()
-    interrupt: Interrupt = field(default_factory=Interrupt)
+    interrupt: Stop = field(default_factory=Interrupt)
     clock: Clock = field(default_factory=Clock)
     held_out: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor]]] = tuple
     step: Step = take_step
@@ -153,10 +159,10 @@ def train_epoch(run: Run) -> None:
 
 
 def _outer(run: Run, batch: Batch) -> Outer:
-    cohort = run.objective.cohort
     for parameter in run.objective.method.outer_parameters():
         parameter.grad = None  # the main loss has left its gradient here, which the main optimiser does not clear
-    return Outer(batch=batch, cohort=cohort, forward=lambda b: cohort(b.views), optimizer=run.stepper.optimizer)
+    objective = run.objective
+    return Outer(batch=batch, cohort=objective.cohort, forward=objective.peers, optimizer=run.stepper.optimizer)
 
 
 def _stop_if_asked(run: Run) -> None:

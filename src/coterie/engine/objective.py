@@ -9,6 +9,8 @@ from coterie.cohort import Cohort, Teachers
 from coterie.core.errors import ConfigError
 from coterie.core.method import Method
 from coterie.core.types import Batch, PeerOutput, Terms
+from coterie.core.world import gather
+from coterie.nets.global_norm import shared_statistics
 
 
 def check_compiler(device: torch.device) -> None:
@@ -63,8 +65,14 @@ class Objective(nn.Module):
         Returns:
             The outputs of the M peers and the terms, both with gradient.
         """
-        peers: list[PeerOutput] = self._run(batch.views)
+        peers = self.peers(batch)
         return peers, self.method.losses(peers, batch)
+
+    def peers(self, batch: Batch) -> list[PeerOutput]:
+        """Run the cohort on a batch: M outputs with gradient, those of all ranks together."""
+        with shared_statistics():
+            peers: list[PeerOutput] = self._run(batch.views)
+        return gather(peers)
 
     def prepare(self, batch: Batch) -> Batch:
         """Let the teachers look at a batch as the data give it, then leave in it what the peers see."""

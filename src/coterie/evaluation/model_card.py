@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Template
 
+from coterie.core.names import in_markdown, printable
 from coterie.data.base import Normalisation
 
 _PAGE = Template("""\
@@ -103,7 +104,7 @@ def render_card(
         facts="\n".join(map(_row, facts.items())),
         files="\n".join([_row(files[0]), _row(["---"] * len(files[0])), *map(_row, files[1:])]),
         script=loading_script(card, image_shape),
-        classes=", ".join(f"{label}: {_cell(name)}" for label, name in enumerate(card.classes)),
+        classes=", ".join(f"{label}: {in_markdown(name)}" for label, name in enumerate(card.classes)),
     )
 
 
@@ -116,4 +117,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")

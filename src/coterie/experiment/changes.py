@@ -20,6 +20,7 @@ MAY_CHANGE = frozenset(
         "train.threads",
         "train.keep",
         "train.checkpoint_every",
+        "train.timeout",
     }
 )
 """Settings that decide where and how a run is computed, not what; a continued run may have others."""

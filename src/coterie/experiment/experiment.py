@@ -16,13 +16,15 @@ from coterie.config import FewshotConfig, Recipe
 from coterie.core.draws import mix
 from coterie.core.errors import ConfigError, CoterieError
 from coterie.core.record import RunFolder
+from coterie.core.world import ALONE, world
 from coterie.data import Source, Split, evaluation_batches, open_data
-from coterie.engine import CheckpointStore, Interrupt, Preempted, Snapshot, fit
+from coterie.engine import Interrupt, Preempted, Snapshot, Together, check_spreadable, fit, joined
 from coterie.evaluation import classify, draw_episodes, peer_embeddings, peer_logits, score_episodes
 from coterie.experiment.build import (
     Parts,
     build_cohort,
     build_method,
+    images_per_batch,
     net_names,
     order_for,
     pick_device,
@@ -31,7 +33,7 @@ from coterie.experiment.build import (
 )
 from coterie.experiment.new_classes import check_scores
 from coterie.experiment.phases import Phase, adopt_peers, epoch_of, peers_in, phase_at, phases_of
-from coterie.experiment.running import prepare_running
+from coterie.experiment.running import prepare_running, store_for
 from coterie.experiment.session import Row, Session, Setting
 from coterie.experiment.teacher_cache import cache_size, cached_outputs, check_taught, on_device
 from coterie.experiment.teachers import build_teachers, cohort_facts, teacher_facts, teacher_scores
@@ -142,35 +144,45 @@ class Experiment:
         Raises:
             CoterieError: bad input, a run that cannot be continued, a loss that is not finite, or a polite stop.
         """
+        interrupt = Interrupt()
         with ExitStack() as stack:
-            stack.enter_context(self.folder.create().lock())
-            interrupt = stack.enter_context(Interrupt())
-            stack.enter_context(runtime(self.recipe.train, mix(self.recipe.seed, "globals")))
+            together = stack.enter_context(joined(self.recipe.train, interrupt))
+            self.folder.writes = together.world.writes
+            with together.checked("opening the folder"):
+                stack.enter_context(self.folder.create().lock())
+            stack.enter_context(interrupt)
+            stack.enter_context(runtime(self.recipe.train, _generators(self.recipe, together)))
             begin: Begin = "start_over" if fresh else "resume" if resume else "start"
             result = None
             while result is None:
-                result = self._train_phase(begin, interrupt)
+                result = self._train_phase(begin, interrupt, together)
                 begin = "resume"
-            return result
+            return together.tell_json(result)
 
-    def _train_phase(self, begin: Begin, interrupt: Interrupt) -> Row | None:
+    def _train_phase(self, begin: Begin, interrupt: Interrupt, together: Together) -> Row | None:
         """Train as long as the cohort stays the same; what the run gives when that is its end."""
-        found = self._newest() if begin == "resume" else None
-        phase = phase_at(self.recipe, 0 if found is None else epoch_of(found))
-        parts = self._built(phase, found)
-        self._fill_cache(parts)
-        with self.session(parts, phase, interrupt) as session:
-            getattr(session, begin)()
+        found = store_for(self.folder, together).load_newest() if begin == "resume" else None
+        snapshot = None if found is None else found[1]
+        phase = phase_at(self.recipe, 0 if snapshot is None else epoch_of(snapshot))
+        with together.checked("setup"):
+            parts = self._built(phase, snapshot)
+        with together.in_turn():
+            self._fill_cache(parts)
+        with self.session(parts, phase, interrupt, together) as session:
+            with together.checked("start"):
+                getattr(session, begin)()
             return _run(session)
 
-    def session(self, parts: Parts, phase: Phase, interrupt: Interrupt) -> Session:
+    def session(self, parts: Parts, phase: Phase, interrupt: Interrupt, together: Together | None = None) -> Session:
         """Make the session that trains a cohort through its phase; it writes nothing before it is told to start.
 
         Args:
             parts: built for the phase.
             phase: the epochs in which the cohort stays the same.
             interrupt: the flag that signals raise.
+            together: the processes that train together; this one alone when None.
         """
+        together = together or Together(ALONE, interrupt)
         setting = Setting(
             recipe=self.recipe,
             name=self.name,
@@ -182,7 +194,8 @@ class Experiment:
             held_out=lambda: self.held_out(parts),
             build=self.build,
             console=self.console,
-            quiet=self.quiet,
+            quiet=self.quiet or not together.world.writes,
+            together=together,
         )
         return Session(setting, interrupt)
 
@@ -190,15 +203,11 @@ class Experiment:
         teachers, folder, images = parts.teachers, self.recipe.teacher.cache, len(parts.data.train.labels)
         if not (folder and len(teachers)):
             return
-        if not self.quiet:
+        if not self.quiet and self.folder.writes:
             line = f"teachers: scores and embeddings of {images:,} images, {cache_size(teachers, images):.1f} MiB"
             self.console.print(f"{line}, in {folder}", highlight=False, soft_wrap=True, markup=False)
         batches = self._whole_images(parts, parts.data.train)
         teachers.cached = on_device(cached_outputs(teachers, parts.data, batches, Path(folder)), parts.device)
-
-    def _newest(self) -> Snapshot | None:
-        found = CheckpointStore(self.folder.checkpoints).load_newest()
-        return None if found is None else found[1]
 
     def _built(self, phase: Phase, found: Snapshot | None) -> Parts:
         try:
@@ -206,7 +215,9 @@ class Experiment:
                 for later in reversed(phases_of(self.recipe)[1:]):
                     self.build_to_train(later.peers)  # what is wrong with a later cohort is found before the first step
             changes = found is not None and peers_in(found, self.recipe) != phase.peers
-            return self.build_to_train(phase.peers, found if changes else None)
+            parts = self.build_to_train(phase.peers, found if changes else None)
+            check_spreadable(self.recipe.data, self.recipe.train, images_per_batch(self.recipe, parts.method), world())
+            return parts
         except CoterieError:
             self.folder.remove_if_unused()
             raise
@@ -256,6 +267,12 @@ class Experiment:
         )
 
 
+def _generators(recipe: Recipe, together: Together) -> int:
+    """Seed of this process's global generators; each rank has its own."""
+    rank = together.world.rank
+    return mix(recipe.seed, "globals", rank) if rank else mix(recipe.seed, "globals")
+
+
 def _number_of(peers: tuple[int, ...], phases: Sequence[Phase]) -> int:
     return next((number for number, phase in enumerate(phases) if phase.peers == peers), 0)
 
@@ -276,9 +293,13 @@ def _run(session: Session) -> Row | None:
     except Preempted as error:
         message = f"{error}; go on with: coterie train --resume {session.setting.folder.path}"
         session.record("preempted", error.exit_code, message)
+        session.setting.together.tell()  # a launcher ends the first process when another one has gone
         raise Preempted(message) from None
     except Exception as error:
-        session.record("failed", getattr(error, "exit_code", 1), str(error))
-        raise
+        ended = session.setting.together.announce(session.run.batches, error)
+        session.record("failed", getattr(ended, "exit_code", 1), str(ended))
+        if ended is error:
+            raise
+        raise ended from error
     session.record("done", 0)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +12,22 @@ from coterie.cohort.execution import fastest, make_execution, possible_execution
 from coterie.config import Recipe
 from coterie.core.method import Method
 from coterie.core.record import RunFolder
-from coterie.engine import CudaRecorder, RecordedStep, Run, Step, check_compiler, check_recordable, take_step
+from coterie.core.world import world
+from coterie.engine import (
+    CheckpointKeeper,
+    CheckpointStore,
+    CudaRecorder,
+    ParallelStep,
+    RecordedStep,
+    Run,
+    SharedKeeper,
+    SharedStore,
+    Step,
+    Together,
+    check_compiler,
+    check_recordable,
+    take_step,
+)
 from coterie.experiment.build import Parts
 
 
@@ -35,8 +51,22 @@ def prepare_running(recipe: Recipe, cohort: Cohort, method: Method, views: Tenso
         check_recordable(method, recipe.optim, recipe.train, views.device)
 
 
-def step_for(recipe: Recipe, parts: Parts) -> Step:
-    """What takes the steps of a run: the loop's own, or a recording of it."""
+def store_for(folder: RunFolder, together: Together, keep: int = 2) -> CheckpointStore:
+    """Where checkpoints of a run go: one store for all processes that train together."""
+    if together.world.alone:
+        return CheckpointStore(folder.checkpoints, keep)
+    return SharedStore(folder.checkpoints, keep, together)
+
+
+def keeper_for(together: Together, **options: Any) -> CheckpointKeeper:  # noqa: ANN401
+    """What writes the checkpoints of a run; options are those of `CheckpointKeeper`."""
+    return CheckpointKeeper(**options) if together.world.alone else SharedKeeper(together, **options)
+
+
+def step_for(recipe: Recipe, parts: Parts, together: Together) -> Step:
+    """What takes the steps of a run: the loop's own, a recording of it, or one of several processes together."""
+    if not together.world.alone:
+        return ParallelStep(together)
     return RecordedStep(CudaRecorder(parts.device)) if recipe.train.compile == "graph" else take_step
 
 
@@ -56,7 +86,7 @@ def settle_execution(folder: RunFolder, *, recipe: Recipe, parts: Parts, run: Ru
     Returns:
         A line for the console; empty when nothing was chosen.
     """
-    if recipe.cohort.execution != "auto" or parts.device.type != "cuda":
+    if recipe.cohort.execution != "auto" or parts.device.type != "cuda" or not world().alone:
         return ""
     chosen, key = _chosen(folder), " ".join(map(str, parts.peers))
     with run.precision.autocast():

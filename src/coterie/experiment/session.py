@@ -21,30 +21,31 @@ from coterie.core.memory_use import peak_bytes
 from coterie.core.record import MetricsLog, RunFolder, State, Status, read_metrics
 from coterie.data import Split, ViewPlan, make_loader
 from coterie.engine import (
-    CheckpointKeeper,
-    CheckpointStore,
     Diagnostics,
     Display,
     Interrupt,
+    MeetingLoader,
     Meters,
     Objective,
     Precision,
     Run,
     Snapshot,
     Stepper,
+    Together,
     Watcher,
     digest,
     make_optimizer,
     restore,
+    restore_generators,
     restore_place,
     save_to,
 )
 from coterie.engine.snapshot import as_mapping
 from coterie.experiment.best import load_best, restore_scorable, scorable, scores_equal
-from coterie.experiment.build import Parts, views_for
+from coterie.experiment.build import Parts, images_per_batch, views_for
 from coterie.experiment.changes import check_unchanged
 from coterie.experiment.phases import Phase, adopt_rest, peers_in
-from coterie.experiment.running import settle_execution, step_for
+from coterie.experiment.running import keeper_for, settle_execution, step_for, store_for
 from coterie.experiment.teachers import digest_of
 from coterie.experiment.tensorboard import TensorBoard
 from coterie.experiment.validation import Validation
@@ -70,6 +71,7 @@ class Setting:
         build: builds the parts for other peers.
         console: where to show progress.
         quiet: show nothing.
+        together: the processes that train together.
     """
 
     recipe: Recipe
@@ -83,6 +85,7 @@ class Setting:
     build: Callable[[Sequence[int]], Parts]
     console: Console
     quiet: bool
+    together: Together
 
 
 class Session:
@@ -96,13 +99,14 @@ class Session:
     def __init__(self, setting: Setting, interrupt: Interrupt) -> None:
         self.setting = setting
         recipe, folder = setting.recipe, setting.folder
-        self.log = MetricsLog(folder.metrics)
-        self.timing = MetricsLog(folder.timing)
-        self.display = Display(recipe.epochs, setting.console, quiet=setting.quiet)
-        self.board = TensorBoard(folder.path / "tensorboard")
+        self.log = MetricsLog(folder.metrics, writes=folder.writes)
+        self.timing = MetricsLog(folder.timing, writes=folder.writes)
+        self.display = Display(recipe.epochs, setting.console, quiet=setting.quiet or not folder.writes)
+        self.board = TensorBoard(folder.path / "tensorboard", writes=folder.writes)
         self.meters = Meters(every=recipe.train.log_every, emit=self._emit, emit_timing=self._emit_timing)
-        self.store = CheckpointStore(folder.checkpoints, recipe.train.keep)
-        self.keeper = CheckpointKeeper(
+        self.store = store_for(folder, setting.together, recipe.train.keep)
+        self.keeper = keeper_for(
+            setting.together,
             store=self.store,
             meters=self.meters,
             log=self.log,
@@ -130,7 +134,7 @@ class Session:
             ConfigError: the folder holds a run already.
         """
         folder = self.setting.folder
-        if self.store.steps() or folder.result.exists():
+        if folder.writes and (self.store.steps() or folder.result.exists()):
             raise ConfigError(
                 f"{folder.path} holds a run already; go on with --resume {folder.path} or give another --out"
             )
@@ -169,6 +173,7 @@ class Session:
         else:
             adopt_rest(self.run, peers, snapshot, before)
             restore_place(self.run, snapshot)
+        restore_generators(snapshot, self.setting.together.world.rank, self.setting.recipe.seed)
         self._restore_best(snapshot.values.get("best"))
         offset = snapshot.value("log_bytes")
         self.log.truncate(offset if isinstance(offset, int) else 0)
@@ -210,6 +215,8 @@ class Session:
             What was written.
         """
         parts, recipe, folder = self.setting.parts, self.setting.recipe, self.setting.folder
+        if not folder.writes:
+            return {}  # rank 0 tells what it has found
         last = self.store.load(self.run.batches)
         test = parts.data.test()
         result: Row = {
@@ -261,13 +268,16 @@ class Session:
             _warn_if_by_chance(number, top1, parts.data.num_classes)
 
     def _settle(self, *, begun: bool) -> None:
-        setting = self.setting
+        setting, size = self.setting, self.setting.together.world.size
+        if size > 1:
+            images = images_per_batch(setting.recipe, setting.parts.method)
+            self._say(f"{size} processes train together, each on {images // size} of the {images} images of a batch")
         self._say(
             settle_execution(setting.folder, recipe=setting.recipe, parts=setting.parts, run=self.run, begun=begun)
         )
 
     def _say(self, line: str) -> None:
-        if line and not self.setting.quiet:
+        if line and not self.setting.quiet and self.setting.folder.writes:
             self.setting.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _warn_if_inexact(self) -> None:
@@ -308,7 +318,9 @@ class Session:
         held_out = self.setting.held_out if parts.method.requirements().held_out else tuple
         run = Run(objective, stepper, loader, precision, self.setting.phase.end, self.keeper, watchers, interrupt)
         run.held_out = held_out
-        run.step = step_for(recipe, parts)
+        run.step = step_for(recipe, parts, self.setting.together)
+        if not self.setting.together.world.alone:
+            run.loader, run.interrupt = MeetingLoader(loader, self.setting.together), self.setting.together
         return run
 
     def _make_validation(self) -> Validation | None:
@@ -330,9 +342,13 @@ class Session:
             "peers": peers,
             "validation": {key: row[key] for key in ("leader", "peers", "ensemble")},
         }
+        if self.setting.folder.writes:
+            self._save_best(row["step"], values)
+
+    def _save_best(self, step: int, values: dict[str, JsonValue]) -> None:
         save_to(
             self.setting.folder.best,
-            row["step"],
+            step,
             Snapshot(tensors=scorable(self.setting.parts), values=values),
         )
 

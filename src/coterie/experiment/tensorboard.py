@@ -17,11 +17,12 @@ class TensorBoard:
 
     Args:
         folder: where the events go; made by the first row.
+        writes: whether this process writes at all.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
         self.folder = folder
-        self._installed = importlib.util.find_spec("tensorboard") is not None
+        self._installed = writes and importlib.util.find_spec("tensorboard") is not None
         self._writer: SummaryWriter | None = None
 
     def __enter__(self) -> Self:

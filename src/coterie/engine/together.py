@@ -1,0 +1,248 @@
+"""What ranks must agree on: when to stop, that all are at the same step, and that none has failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from coterie.core.errors import CoterieError, FailedElsewhere, ParallelError, one_line
+from coterie.core.types import Batch
+from coterie.core.world import World
+from coterie.data import Loader
+from coterie.engine.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+_MESSAGE = 512  # bytes of an error that is passed on
+_LOOK = timedelta(seconds=2)
+
+
+class Together:
+    """The ranks of a run, as one of them sees them.
+
+    Args:
+        world: the ranks.
+        interrupt: the flag that signals raise in this process.
+        store: where each rank notes what it is doing, so that the others can name one that hangs; None for nowhere.
+
+    Attributes:
+        asked: whether any rank was asked to stop when they last met; then all stop after the same step.
+    """
+
+    def __init__(self, world: World, interrupt: Interrupt, store: Store | None = None) -> None:
+        self.world = world
+        self.asked = False
+        self._interrupt = interrupt
+        self._store = store
+        self._doing = ("setup", 0)
+        self._over = False  # whether ranks have agreed that the run has failed, and meet no more
+
+    def meet(self, step: int, error: Exception | None = None) -> None:
+        """Meet the other ranks: one exchange of four numbers.
+
+        Args:
+            step: that this rank is about to take.
+            error: what has gone wrong here since ranks last met.
+
+        Raises:
+            ParallelError: ranks are at different steps, are gone, or do not come in time; they are named.
+            Exception: `error`, on the first rank that has one.
+            FailedElsewhere: on all other ranks then.
+        """
+        if self.world.alone or self._over:
+            self.asked = self._interrupt.asked
+            if error is not None:
+                raise error
+            return
+        asked = self._interrupt.asked
+        with self.phase("waiting", step):
+            stop, failed, last, first = self._largest([asked, error is not None, step, -step])
+        if failed:
+            self._raise_first(error)
+        if last != -first:
+            raise ParallelError(
+                f"ranks are at different steps, {-first} and {last}; resume all of them from one checkpoint"
+            )
+        self.asked = bool(stop)
+
+    @contextmanager
+    def checked(self, what: str) -> Iterator[None]:
+        """Context whose body all ranks run; if it fails on one of them, it fails on all. Raises as `meet` does."""
+        error = None
+        with self.phase(what, 0):
+            try:
+                yield
+            except Exception as raised:
+                error = raised
+        self.meet(0, error)
+
+    @contextmanager
+    def phase(self, what: str, step: int) -> Iterator[None]:
+        """Context in which this rank notes what it is doing."""
+        before = self._doing
+        self._note(what, step)
+        yield
+        self._note(*before)  # not after an error: then what was done is what matters
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Context that rank 0 leaves before the others enter it: what it writes they read."""
+        if not self.world.writes:
+            self.tell()
+        yield
+        if self.world.writes:
+            self.tell()
+
+    def announce(self, step: int, error: Exception) -> Exception:
+        """Let the other ranks know, at their next meeting, that this one ends.
+
+        Args:
+            step: that would come next.
+            error: why. Ranks are not told of one that comes from a meeting, or from the middle of a step, where the
+                others wait for something else; they notice when this process is gone.
+
+        Returns:
+            What to raise: `error`, or that another rank raises its own first.
+        """
+        if self._doing[0] not in ("step", "waiting"):
+            try:
+                self.meet(step, error)
+            except FailedElsewhere as elsewhere:
+                return elsewhere
+            except Exception:
+                return error
+        return error
+
+    def missing(self) -> str:
+        """Say which ranks keep the others waiting, and what they are doing, as far as they have noted it."""
+        mine = f"rank {self.world.rank} waited in phase {self._doing[0]!r} of step {self._doing[1]}"
+        notes = self._notes()
+        others = {rank: note for rank, note in notes.items() if rank != self.world.rank and note != self._doing}
+        listed = ", ".join(f"rank {rank} in phase {what!r} of step {step}" for rank, (what, step) in others.items())
+        return f"{mine}; {f'last heard of {listed}' if listed else 'the others have said no more'}"
+
+    def tell_json(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Give all ranks what rank 0 has found, for which they wait as long as it takes."""
+        found: dict[str, Any] = dict(value) if self.world.alone else json.loads(self.tell(json.dumps(value)))
+        return found
+
+    def tell(self, text: str = "") -> str:
+        """Give all ranks a text of rank 0, for which they wait as long as it takes."""
+        if self.world.alone:
+            return text
+        content = text.encode() if self.world.writes else b""
+        size = torch.tensor([len(content)])
+        dist.broadcast(size, 0, group=self.world.patient)
+        data = torch.empty(int(size), dtype=torch.uint8)
+        if self.world.writes and content:
+            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        self.hand_out(data)
+        return bytes(data.tolist()).decode()
+
+    def hand_out(self, tensor: Tensor) -> None:
+        """Overwrite a tensor on the CPU by rank 0's, whatever its dtype."""
+        if tensor.numel():
+            dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0, group=self.world.patient)
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """What each rank has for a tensor on the CPU, in order of ranks."""
+        found = [torch.empty_like(tensor) for _ in range(self.world.size)]
+        dist.all_gather(found, tensor.contiguous(), group=self.world.control)
+        return found
+
+    def texts(self, text: str) -> list[str]:
+        """What each rank has to say, in at most 512 bytes, in order of ranks."""
+        return [_as_text(content) for content in self.collect(_as_tensor(text))]
+
+    def _largest(self, numbers: list[int]) -> list[int]:
+        values = torch.tensor(numbers, dtype=torch.int64)
+        try:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self.world.control)
+        except RuntimeError as error:
+            raise ParallelError(f"{self.missing()} ({one_line(error)[:120]})") from error
+        return [int(value) for value in values]
+
+    def _raise_first(self, error: Exception | None) -> None:
+        """Let the first rank that has failed raise its error and all others one that says so."""
+        code = error.exit_code if isinstance(error, CoterieError) else 1
+        text = f"{code} {one_line(error)}" if error else ""
+        found, self._over = self.texts(text), True
+        rank = next(number for number, said in enumerate(found) if said)
+        if rank == self.world.rank and error is not None:
+            raise error
+        first, _, message = found[rank].partition(" ")
+        raise FailedElsewhere(f"rank {rank}: {message}", int(first)) from error
+
+    def _note(self, what: str, step: int) -> None:
+        self._doing = (what, step)
+        if self._store is not None:
+            with suppress(RuntimeError):
+                self._store.set(f"rank{self.world.rank}", f"{step} {what}")
+
+    def _notes(self) -> dict[int, tuple[str, int]]:
+        found = {}
+        for rank in range(self.world.size) if self._store is not None else ():
+            with suppress(RuntimeError):
+                assert self._store is not None
+                self._store.wait([f"rank{rank}"], _LOOK)
+                step, _, what = self._store.get(f"rank{rank}").decode().partition(" ")
+                found[rank] = (what, int(step))
+        return found
+
+
+class MeetingLoader:
+    """Batches before each of which the ranks meet; see `coterie.data.Loader`.
+
+    What goes wrong while a batch is fetched on one rank ends all of them.
+
+    Args:
+        loader: gives this rank's batches.
+        together: the ranks.
+    """
+
+    def __init__(self, loader: Loader, together: Together) -> None:
+        self.loader = loader
+        self.together = together
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return self.loader.batches_per_epoch
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from position `start` on; raises as `Together.meet` does."""
+        source = iter(self.loader.batches(epoch, start))
+        for step in range(epoch * self.batches_per_epoch + start, (epoch + 1) * self.batches_per_epoch):
+            with self.together.phase("data", step):
+                batch, error = _fetched(lambda: next(source))
+            self.together.meet(step, error)
+            assert batch is not None
+            yield batch
+
+    def close(self) -> None:
+        """End what the loader has started."""
+        self.loader.close()
+
+
+def _fetched(fetch: Callable[[], Batch]) -> tuple[Batch | None, Exception | None]:
+    try:
+        return fetch(), None
+    except Exception as error:
+        return None, error
+
+
+def _as_tensor(text: str) -> Tensor:
+    content = text.encode()[:_MESSAGE].ljust(_MESSAGE, b"\0")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def _as_text(content: Tensor) -> str:
+    return bytes(content.tolist()).rstrip(b"\0").decode(errors="ignore")
