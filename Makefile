@@ -2,6 +2,7 @@
 # With LOCKED=1 packages come by requirements/dev.lock: the same versions, and no file whose SHA-256 is not in it.
 PYTHON ?= python3
 SECONDS ?= 600
+KILLS ?= 200
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq
 VISION := .venv-vision/bin/python
@@ -9,7 +10,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "
 FROM_LOCK := --no-deps --require-hashes -r requirements/dev.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check static test-slow soak equality test-vision format lock clean
+.PHONY: demo test check static test-slow soak kills protections equality test-vision format lock clean
 
 demo: .venv/.base  ## the main job on data that comes with a dependency; results in runs/demo
 	$(BIN)/coterie demo
@@ -34,6 +35,14 @@ test-slow: .venv/.dev  ## only the slow tests
 soak: export OMP_NUM_THREADS := 1
 soak: .venv/.dev  ## random kills of random runs: make soak SECONDS=3600
 	$(BIN)/python -m pytest -q tests/experiment/test_soak.py -k random_kills --soak $(SECONDS)
+	$(BIN)/python -m pytest -q tests/experiment/test_pair_kills.py -k four_processes --soak $(SECONDS)
+
+kills: export OMP_NUM_THREADS := 1
+kills: .venv/.dev  ## kill -9 of runs of two processes while they save: make kills KILLS=200
+	$(BIN)/python -m pytest -q tests/experiment/test_pair_kills.py -k test_kills_of --kills $(KILLS)
+
+protections: .venv/.dev  ## take out each protection and see the test of its fault fail: 20 to 60 minutes
+	$(BIN)/python tools/protections.py
 
 equality: export OMP_NUM_THREADS := 1
 equality: .venv/.dev  ## how far runs of several processes are from those of one, for every method

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import torch
 
-from benchmarks import contrast, data, gpu, memory, methods, steps, transport, waits
+from benchmarks import checkpoints, contrast, data, gpu, memory, methods, scaling, steps, transport, waits
 from benchmarks.sizes import Setting, Sizes
 from benchmarks.table import Line, head, text_of, write_json
 from coterie.core import CoterieError
@@ -36,6 +36,8 @@ FIGURES: Mapping[str, Figure] = {
     "augment": data.augmentation,
     "sinkhorn": transport.transport,
     "waits": waits.waiting,
+    "checkpoints": checkpoints.saving,
+    "scaling": scaling.scaling,
 }
 ON_CUDA: Mapping[str, Figure] = {"gpu": gpu.throughput, "modes": gpu.modes}
 

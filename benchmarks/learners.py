@@ -17,8 +17,10 @@ from coterie.cohort.facts import facts_of
 from coterie.config import OptimConfig, resolve
 from coterie.core import METHODS, Batch, Facts, Method, Needs
 from coterie.core.combined import make_method
+from coterie.core.world import ALONE, World
 from coterie.data import ClassAwareOrder, Order, ShuffledOrder
 from coterie.engine import Clock, Objective, Precision, Run, Stepper, make_optimizer, train_epoch
+from coterie.engine.mesh import divide
 from coterie.nets import NETS
 
 _CONFIG = OptimConfig()
@@ -116,6 +118,7 @@ def make_learner(
     peers: int = 0,
     channels_last: bool = False,
     bank: torch.dtype = torch.float32,
+    world: World = ALONE,
 ) -> Learner:
     """Build networks, method and batch; a method that needs a teacher gets one, and a single student.
 
@@ -126,6 +129,7 @@ def make_learner(
         peers: M; by default the setting's, or one where a teacher is needed.
         channels_last: layout of networks and images.
         bank: number format of memory banks.
+        world: the processes that train together; each keeps its peers and its part of the images.
 
     Raises:
         CoterieError: the method or a knob is unknown, or they do not fit.
@@ -137,6 +141,7 @@ def make_learner(
     nets, count = (sizes.student, 1) if taught else (sizes.net, peers or sizes.peers)
     shared = max(need.shared_stages for need in needs)
     cohort = Cohort([build(nets, sizes) for _ in range(count)], shared=shared)
+    divide(cohort, world)
     teachers = Teachers([build(sizes.teacher, sizes)] if taught else [])
     recipe = resolve({"method": {"name": name.split("+")}}, [f"method.{knob}" for knob in knobs])
     method = make_method(recipe.method, recipe.method_config, _facts(cohort, teachers, sizes))
@@ -147,6 +152,7 @@ def make_learner(
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _store_banks(method, bank)
     batch = make_batch(setting, method.requirements(), len(cohort), channels_last=channels_last)
+    batch = batch.with_views(batch.views[:, world.share(torch.arange(batch.size))])
     learner = Learner(run=_run(objective, batch, setting), batch=batch, setting=setting, nets=nets)
     learner.extra = [*_looks_of_teachers(teachers, batch), *_looks_of_copies(method, setting, batch, nets)]
     return learner

@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Python file that registers a method, a network or a data set; the contract suites then run over it too",
     )
     parser.addoption("--soak", type=float, default=0.0, help="seconds of random kills in tests/experiment/test_soak.py")
+    parser.addoption("--kills", type=int, default=20, help="kills in tests/experiment/test_pair_kills.py")
     parser.addoption("--soak-seed", type=int, default=0, help="first seed of these kills, to repeat them")
 
 

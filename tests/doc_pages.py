@@ -1,4 +1,5 @@
-"""Reads fenced blocks off Markdown pages; `python doc_pages.py PAGE` tries the commands in a page.
+"""Reads fenced blocks off Markdown pages; `python doc_pages.py OUT PAGE ...` tries the commands in pages
+and writes to OUT, as JSON, what went wrong with each.
 
 A comment right above a fence says what the block is: `<!-- file: NAME -->` is a file that other blocks of the page use,
 `<!-- needs: export -->` runs in a folder with an exported leader.
@@ -6,10 +7,15 @@ A comment right above a fence says what the block is: `<!-- file: NAME -->` is a
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shlex
 import sys
+import tempfile
+import traceback
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +69,8 @@ def try_command(words: list[str]) -> None:
     quick = verb in ("list", "check", "doctor") or any(
         word in rest for word in ("--print-config", "epochs=2", "--resume")
     )
-    if quick and not {"DIR", "RUN"} & set(re.split(r"[ =]", " ".join(rest))):
+    placeholder = {"DIR", "RUN"} & set(re.split(r"[ =]", " ".join(rest))) or any("://" in word for word in rest)
+    if quick and not placeholder:
         status = main(words)
         assert status == 0, f"coterie {shlex.join(words)} leaves with {status}"
 
@@ -88,7 +95,22 @@ def resolve(verb: str, arguments: dict[str, object]) -> None:
         Comparison(recipes=tuple(recipes), settings=tuple(settings), seeds=seeds, out=Path("runs"))._tasks()
 
 
+def tried(page: Path) -> str:
+    """Try the commands of a page in a folder of its own: what went wrong, or nothing."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        write_files(page, Path(folder))
+        try:
+            for line in shell_lines(page):
+                if "coterie" in line:  # alone, or behind `torchrun ... -m`
+                    try_command(line[line.index("coterie") + 1 :])
+        except BaseException:
+            return traceback.format_exc()
+    return ""
+
+
 if __name__ == "__main__":
-    for line in shell_lines(Path(sys.argv[1])):
-        if "coterie" in line:  # alone, or behind `torchrun ... -m`
-            try_command(line[line.index("coterie") + 1 :])
+    import coterie.cli.main  # noqa: F401 (once for all pages)
+
+    with get_context("fork").Pool(1, maxtasksperchild=1) as pool:  # what a page registers others do not see
+        results = pool.map(tried, map(Path, sys.argv[2:]), chunksize=1)
+    Path(sys.argv[1]).write_text(json.dumps(dict(zip(sys.argv[2:], results, strict=True))), encoding="utf-8")

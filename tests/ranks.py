@@ -8,6 +8,7 @@ import pickle
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,11 @@ def recipe_for(method: str, **settings: object) -> Recipe:
     if needs.outer_every > 1 and hasattr(METHODS[method].Config(), "interval"):
         base |= {"method__interval": 3}
     return tiny(method, **(base | settings))
+
+
+def on_mesh(recipe: Recipe, peer_ranks: int) -> Recipe:
+    """The same recipe with its peers in several processes."""
+    return replace(recipe, train=replace(recipe.train, peer_ranks=peer_ranks))
 
 
 def train(recipe: Recipe, folder: Path, **options: bool) -> dict[str, Any]:

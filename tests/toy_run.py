@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from coterie.core.files import write_text_atomically
 from coterie.core.record import MetricsLog, RunFolder, read_metrics
+from coterie.engine.background import BackgroundWriter
 from coterie.engine.checkpoint import CheckpointStore
 from coterie.engine.optim_state import (
     by_owner,
@@ -106,8 +108,16 @@ class Toy:
         restore_rng(snapshot.section("rng"), snapshot.value("rng"))
 
 
-def train(path: Path, steps: int = STEPS, optimizer: str = "adamw") -> str:
-    """Train to the end from wherever the folder stands, a checkpoint every step; the digest of the end state."""
+def _save(store: CheckpointStore, log: MetricsLog, step: int, snapshot: Snapshot) -> None:
+    log.sync()
+    store.save(step, snapshot)
+
+
+def train(path: Path, steps: int = STEPS, optimizer: str = "adamw", *, background: bool = False) -> str:
+    """Train to the end from wherever the folder stands, a checkpoint every step; the digest of the end state.
+
+    In the background each checkpoint is written while the next step is taken.
+    """
     run = RunFolder(path).create()
     with run.lock():
         store, log, toy = CheckpointStore(run.checkpoints), MetricsLog(run.metrics), Toy(optimizer)
@@ -119,11 +129,18 @@ def train(path: Path, steps: int = STEPS, optimizer: str = "adamw") -> str:
             log.truncate(int(snapshot.value("offset")))
         else:
             log.truncate(0)
+        writer = BackgroundWriter()
         while done < steps:
             loss = toy.step(done)
             done += 1
             log.append({"step": done, "loss": loss})
-            store.save(done, toy.snapshot(done, log.offset()))
+            if background:
+                writer.result()
+                writer.begin(toy.snapshot(done, log.size()), partial(_save, store, log, done))
+            else:
+                store.save(done, toy.snapshot(done, log.offset()))
+        writer.result()
+        writer.close()
         final = digest(toy.snapshot(done, log.offset()))
         write_text_atomically(run.result, final)
         return final

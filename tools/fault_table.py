@@ -4,7 +4,8 @@
 
 Tests carry `@pytest.mark.case(NUMBER, ...)`; the cases are in `tools/fault_cases.toml`. `--run` runs all tests so
 marked, slow ones too, with WORDS for pytest, and keeps how they ended in `results/faults.json`; the table says what is
-kept there. With `--check` nothing is written, and a stale page costs exit status 1.
+kept there, and in `results/protections.json`, by `tools/protections.py`, of tests that were run without their
+protection. With `--check` nothing is written, and a stale page costs exit status 1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -30,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / "tools" / "fault_cases.toml"
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "results" / "faults.json"
+WITHOUT = ROOT / "results" / "protections.json"
+PROTECTIONS = ROOT / "tools" / "protections.toml"
 
 _SLOT = re.compile(r"(?<=<!-- faults -->\n).*?(?=<!-- end of faults -->)", re.DOTALL)
 _ORDER = ("failed", "skipped", "passed")
@@ -66,7 +70,7 @@ def main() -> int:
     tests = find_tests(ROOT / "tests")
     status = 0 if options.run is None else run_tests(tests, options.run)
     text = PAGE.read_text(encoding="utf-8")
-    fresh = _SLOT.sub(lambda _: make_tables(read_cases(), tests, read_results()), text)
+    fresh = _SLOT.sub(lambda _: make_tables(read_cases(), tests, read_results(), read_needed()), text)
     if options.check:
         print("reliability.md is stale; run: python tools/fault_table.py" * (fresh != text), end="\n" * (fresh != text))
         return int(fresh != text)
@@ -83,6 +87,19 @@ def read_results() -> dict[str, Any]:
     """How the tests ended when they were last run, and where; empty when they never were."""
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     return found
+
+
+def read_needed() -> dict[int, list[str]]:
+    """By case, the protections without which a test of it was seen to fail."""
+    tried = json.loads(WITHOUT.read_text(encoding="utf-8")) if WITHOUT.is_file() else {}
+    needed: dict[int, list[str]] = {}
+    for name, row in tomllib.loads(PROTECTIONS.read_text(encoding="utf-8")).items():
+        ended = tried.get(name, {}).get("ended")
+        if ended in ("failed", "did not end"):
+            test = row["test"].partition("::")[2].partition("[")[0]
+            for case in row["cases"]:
+                needed.setdefault(case, []).append(f"{row['what']}: `{test}` {ended.replace('did', 'does')}")
+    return needed
 
 
 def find_tests(folder: Path) -> list[MarkedTest]:
@@ -130,18 +147,35 @@ def read_outcomes(report: Path) -> dict[str, dict[str, int]]:
     return {key: dict(count) for key, count in counts.items()}
 
 
-def make_tables(cases: Mapping[str, Any], tests: Sequence[MarkedTest], results: Mapping[str, Any]) -> str:
-    """Write a table for each group of cases, after a line on where the tests ran."""
+def make_tables(
+    cases: Mapping[str, Any],
+    tests: Sequence[MarkedTest],
+    results: Mapping[str, Any],
+    needed: Mapping[int, Sequence[str]] = MappingProxyType({}),
+) -> str:
+    """Write a table for each group of cases, after a line on where the tests ran.
+
+    Args:
+        cases: what `read_cases` returned.
+        tests: those that show them.
+        results: how they ended.
+        needed: by case, what was taken out of the source to see a test fail.
+    """
     absent = {int(number): why for number, why in cases["absent"].items()}
     outcomes = results.get("tests", {})
     lines = ["", _where(results.get("where", {})), ""]
     for group in cases["group"]:
-        lines += [f"### {group['name']}", "", "| case | what goes wrong | what comes of it | tests | result |"]
-        lines.append("| ---: | --- | --- | --- | --- |")
+        lines += [
+            f"### {group['name']}",
+            "",
+            "| case | what goes wrong | what comes of it | tests | result | without |",
+        ]
+        lines.append("| ---: | --- | --- | --- | --- | --- |")
         for number, (fault, expected) in group["cases"].items():
             shown = [test for test in tests if int(number) in test.cases]
             result = _result(shown, outcomes, absent.get(int(number), ""))
-            lines.append(f"| {number} | {fault} | {expected} | {_list(shown)} | {result} |")
+            without = "; ".join(needed.get(int(number), ()))
+            lines.append(f"| {number} | {fault} | {expected} | {_list(shown)} | {result} | {without} |")
         lines.append("")
     return "\n".join(lines) + "\n"
 

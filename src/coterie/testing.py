@@ -21,7 +21,19 @@ from torch import Tensor, nn
 import coterie.methods  # noqa: F401 (registers them)
 from coterie.cohort import Cohort, Teachers
 from coterie.cohort.facts import facts_of
-from coterie.core import METHODS, Batch, CoterieError, Episode, Facts, Method, Needs, Outer, PeerOutput, Terms
+from coterie.core import (
+    METHODS,
+    Batch,
+    CoterieError,
+    Episode,
+    Facts,
+    Method,
+    Needs,
+    Outer,
+    PartnerOutput,
+    PeerOutput,
+    Terms,
+)
 from coterie.core.waiting import noted_waits
 from coterie.engine import Objective
 from coterie.nets.base import StagedNet, pooled
@@ -51,9 +63,9 @@ class Scene:
 
     @property
     def taught(self) -> Batch:
-        """The batch with what the teachers say about it."""
+        """The batch with what the teachers say about it, and partners where the method learns from other jobs."""
         taught: Batch = self.teachers(self.batch)
-        return taught
+        return _heard(taught, self.method.facts) if self.method.requirements().partners else taught
 
     def terms(self) -> Terms:
         """Losses of the batch."""
@@ -371,6 +383,14 @@ def _make_batch(views: int, labels: list[int], classes: int) -> Batch:
     images = torch.randn(views, len(labels), 3, _IMAGE_SIZE, _IMAGE_SIZE)
     zero = torch.zeros((), dtype=torch.int64)
     return Batch(views=images, labels=torch.tensor(labels), indices=torch.tensor(rows), epoch=zero, step=zero.clone())
+
+
+def _heard(batch: Batch, facts: Facts) -> Batch:
+    """Add what two partners say: one that is trusted fully, and one that does not know every image."""
+    rows = torch.arange(batch.size)[:, None] + torch.arange(facts.num_classes)
+    logits, known = rows.to(torch.float32).sin(), (rows[:, 0] % 2).to(torch.float32)
+    said = [PartnerOutput(logits=part, trust=trust) for part, trust in ((logits, known * 0 + 1), (-logits, known / 2))]
+    return replace(batch, partners=tuple(said))
 
 
 def _repeated_labels(repeats: int) -> list[int]:

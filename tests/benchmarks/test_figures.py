@@ -44,7 +44,17 @@ def rows_of(lines: Iterable[Line]) -> dict[str, Row]:
     return {line.key: line for line in found if isinstance(line, Row)}
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("memory", "methods", "waits")])
+SLOW = "checkpoints", "scaling"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in FIGURES
+        if name not in ("memory", "methods", "waits")
+    ],
+)
 def test_every_figure_is_measured_at_any_size(name: str) -> None:
     rows = rows_of(measure(SETTING, [name]))
     assert rows and all(math.isfinite(row.measured.value) for row in rows.values())
@@ -124,6 +134,7 @@ def test_no_step_waits_and_one_that_does_is_counted() -> None:
     assert waits.waits_of(lambda: torch.nonzero(values), device) == ["nonzero"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     rows = rows_of(memory.peak(replace(SETTING, sizes=replace(TINY, num_train=5_000, negatives=2_048))))

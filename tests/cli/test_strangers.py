@@ -57,6 +57,7 @@ def test_code_that_the_user_names_does_run(elsewhere: Path) -> None:
     assert (elsewhere / "marker").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.case(88)
 def test_no_file_of_a_run_has_a_secret_of_the_environment(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -75,6 +76,7 @@ def test_no_file_of_a_run_has_a_secret_of_the_environment(
     assert os.environ["API_TOKEN"].encode() not in b"".join(path.read_bytes() for path in files)
 
 
+@pytest.mark.slow
 @pytest.mark.case(83)
 def test_class_names_do_not_drive_the_terminal(
     elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

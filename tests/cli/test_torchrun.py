@@ -29,6 +29,7 @@ def ours(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("coterie: ")]
 
 
+@pytest.mark.slow
 def test_trains_and_speaks_with_one_voice(tmp_path: Path) -> None:
     process = start(["train", "synthetic/mcl_okd", *settings_of("mcl_okd"), "data.batch_size=8"], tmp_path)
     out, err = process.communicate(timeout=120)

@@ -74,6 +74,7 @@ def test_three_ways_to_set_a_knob(words: list[str], capsys: pytest.CaptureFixtur
     assert (config["optim"]["lr"], config["data"]["flip"], config["epochs"]) == (0.2, False, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_a_printed_recipe_is_that_recipe(recipe: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(["train", recipe, "seed=7", "--print-config"], capsys)
@@ -97,6 +98,7 @@ def test_train_and_resume_give_one_result(elsewhere: Path, capsys: pytest.Captur
     assert "is finished" in said(["train", "--resume", "one two"], capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith(("digits", "synthetic"))])
 def test_check_prints_a_plan_and_leaves_nothing_behind(
     recipe: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
@@ -136,6 +138,7 @@ def test_evaluate_prints_leader_peers_and_ensemble(elsewhere: Path, capsys: pyte
             assert ("intra" in score) == (score is not scores[-1])  # an ensemble has no embedding
 
 
+@pytest.mark.slow
 def test_export_reloads_without_us(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_in_pieces(tiny("mcl_okd", cohort__shared=1), elsewhere / "run")
     text = said(["export", "run", "--out", "ship it"], capsys)

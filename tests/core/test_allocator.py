@@ -33,6 +33,7 @@ def faults(*words: str) -> int:
     return int(subprocess.run([sys.executable, "-c", COUNT, *words], capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="about the allocator of Linux")
 def test_memory_that_was_freed_is_used_again() -> None:
     assert faults("keep") < faults() / 3

@@ -51,6 +51,7 @@ def test_a_link_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
     assert link.read_text() == "mine" and not link.is_symlink()
 
 
+@pytest.mark.case(7)
 def test_a_full_disk_keeps_the_old_file_and_says_where(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_text_atomically(path, "old")

@@ -12,6 +12,7 @@ from coterie.core.memory_use import free_bytes, peak_bytes
 MIB = 2**20
 
 
+@pytest.mark.slow
 def test_the_peak_rises_with_what_is_used_and_stays() -> None:
     before = peak_bytes()
     held = torch.ones(before + 64 * MIB, dtype=torch.uint8)
@@ -22,6 +23,7 @@ def test_the_peak_rises_with_what_is_used_and_stays() -> None:
     assert peak_bytes() >= during - MIB
 
 
+@pytest.mark.slow
 def test_a_new_process_does_not_inherit_the_peak_of_the_one_that_started_it() -> None:
     before = peak_bytes()
     words = [sys.executable, "-c", "from coterie.core.memory_use import peak_bytes; print(peak_bytes())"]

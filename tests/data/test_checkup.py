@@ -294,6 +294,7 @@ def test_files_of_a_named_data_set_are_named(tiny_imagenet: Path) -> None:
     assert found["damaged"][0].startswith("train/n02/images/n02_2.JPEG (")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "synthetic", "cifar100", "omniglot", "mini_imagenet", "folder_classes"])
 def test_every_kind_of_data_set(roots: dict[str, Path], name: str) -> None:
     found = check_data(DataConfig(name=name, root=str(roots.get(name, roots[""])), workers=0), 0)

@@ -110,6 +110,7 @@ def test_the_real_cifar100() -> None:
     assert (std - torch.tensor(source.normalisation.std, dtype=torch.float64)).abs().max() < 3e-3
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif("COTERIE_DATA" not in os.environ, reason="COTERIE_DATA is not set")
 def test_the_real_coarse_labels_gather_five_fine_ones_each() -> None:

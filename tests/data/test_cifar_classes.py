@@ -95,6 +95,7 @@ def test_another_image_size_or_no_archive(cifar_folder: Path) -> None:
         opened("fc100", cifar_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not (REAL / "cifar-100-splits").is_dir(), reason="COTERIE_DATA has no cifar-100-splits")
 @pytest.mark.parametrize(("name", "counts"), [("cifar_fs", [64, 16, 20]), ("fc100", [60, 20, 20])])

@@ -91,6 +91,7 @@ def test_left_over_images_of_one_class_stay_together() -> None:
         assert len(row.unique_consecutive()) == row.unique().numel()
 
 
+@pytest.mark.slow
 def test_every_image_is_dropped_as_often_as_any_other() -> None:
     order = ClassAwareOrder(labels_of(11, 11, 11, 11), 8, 2, seed=0)
     seen = torch.zeros(44)
@@ -101,6 +102,7 @@ def test_every_image_is_dropped_as_often_as_any_other() -> None:
     assert float(deviation.abs().max()) < 4.5  # the draws are fixed, so this never flakes
 
 
+@pytest.mark.slow
 def test_places_within_an_epoch_are_uniform() -> None:
     order = ClassAwareOrder(labels_of(4, 4, 4), 4, 2, seed=0)
     counts = torch.zeros(12, 3)

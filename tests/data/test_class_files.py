@@ -141,6 +141,7 @@ def test_a_small_part_of_tiny_imagenet_has_no_classes_left_for_the_test(tiny_ima
         opened("tiny_imagenet_classes", tiny_imagenet)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not (REAL / "tiny-imagenet-200").is_dir(), reason="COTERIE_DATA has no tiny-imagenet-200")
 def test_the_real_tiny_imagenet_by_class() -> None:

@@ -107,6 +107,7 @@ def test_a_missing_archive_is_one_line_and_status_2(tmp_path: Path, capsys: pyte
     assert "\n" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not (REAL / "omniglot-py").is_dir(), reason="COTERIE_DATA has no omniglot-py")
 def test_the_real_omniglot() -> None:

@@ -60,6 +60,7 @@ def test_batches_are_those_of_the_folder(image_folder: Path, packed: Path, chang
             assert torch.equal(labels, numbers)
 
 
+@pytest.mark.slow
 def test_the_page_says_how_to_pack(image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (image_folder / "train" / "dog").rename(image_folder / "train" / "cat-like")  # before "cat/" by its letters

@@ -109,6 +109,7 @@ def test_the_test_images_are_not_read_before_they_are_wanted(tiny_imagenet: Path
     assert len(opened(tiny_imagenet).train.labels) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not REAL.is_dir(), reason="COTERIE_DATA has no tiny-imagenet-200")
 def test_the_real_tiny_imagenet() -> None:

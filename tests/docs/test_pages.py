@@ -75,6 +75,7 @@ def test_the_patterns_above_find_what_they_are_for() -> None:
     assert REGISTRY.search("https://pypi.org/simple")
 
 
+@pytest.mark.slow
 def test_tables_are_fresh() -> None:
     done = subprocess.run([sys.executable, TABLES, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.core import CheckpointError, ConfigError
-from coterie.core.files import sha256_of
+from coterie.core.files import RecordWarning, sha256_of
 from coterie.engine import checkpoint_files
 from coterie.engine.checkpoint import CheckpointStore, CheckpointWarning, load_from, save_to
 from coterie.engine.snapshot import Snapshot, digest
@@ -84,6 +84,61 @@ def test_the_newest_by_number_are_kept_whatever_the_clock_says(folder: Path) -> 
     assert store.steps() == [11, 12, 100_000_000]
     assert store.load_newest()[0] == 100_000_000
     assert json.loads((store.path_of(11) / "MANIFEST.json").read_text())["saved"] == "1970-01-01T00:00:00Z"
+
+
+@pytest.mark.case(44)
+def test_every_so_many_are_kept_for_good_whatever_the_clock_says(folder: Path) -> None:
+    store = CheckpointStore(folder / "checkpoints", keep=2, keep_every=100)
+    for step in range(30, 400, 30):
+        store.save(step, make(step), now=4e9 - step)
+    assert store.steps() == [120, 210, 300, 360, 390]
+    other = CheckpointStore(folder / "checkpoints", keep=2)
+    other.save(420, make(420))
+    assert other.steps() == [390, 420]
+
+
+def test_the_one_just_saved_is_never_retired(folder: Path) -> None:
+    store = CheckpointStore(folder / "checkpoints")
+    for step in (8, 9):
+        store.save(step, make(step))
+        (store.path_of(step) / "values.json").unlink()
+    store.save(6, make(6))
+    assert store.steps() == [6, 8, 9]
+    with pytest.warns(CheckpointWarning):
+        assert store.load_newest()[0] == 6
+
+
+def test_a_step_that_is_held_stays_until_it_is_let_go(folder: Path) -> None:
+    store = CheckpointStore(folder / "checkpoints")
+    store.save(1, make(1))
+    store.held = 1
+    for step in (2, 3, 4):
+        store.save(step, make(step))
+    assert store.steps() == [1, 3, 4]
+    store.held = -1
+    store.save(5, make(5))
+    assert store.steps() == [4, 5]
+
+
+def test_what_cannot_be_removed_costs_a_warning_and_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(folder / "checkpoints")
+    for step in (1, 2):
+        store.save(step, make(step))
+    with monkeypatch.context() as patch, pytest.warns(RecordWarning, match="could not be removed"):
+
+        def refuse(self: Path, target: Path) -> Path:
+            if ".del-" in target.name:
+                raise PermissionError(1, "Operation not permitted")
+            return rename(self, target)
+
+        rename = Path.rename
+        patch.setattr(Path, "rename", refuse)
+        store.save(3, make(3))
+    assert store.steps() == [1, 2, 3] and store.load_newest()[0] == 3
+    store.save(4, make(4))
+    assert store.steps() == [3, 4]
 
 
 def test_fewer_than_two_are_refused(folder: Path) -> None:

@@ -17,7 +17,7 @@ from coterie.engine.snapshot import Snapshot, digest
 from faults import kill_until_done, lose_power, memory_folder, names, run_child
 from toy_run import STEPS, Toy, proof, train
 
-POINTS = 78
+POINTS = 82
 """Points that the first four saves of the toy run pass; `test_the_number_of_points` keeps it right."""
 
 
@@ -43,12 +43,14 @@ def test_the_same_run_twice_is_the_same(run: Path, reference: object) -> None:
     assert proof(run) == reference
 
 
+@pytest.mark.slow
 @pytest.mark.case(1)
-def test_fifty_kills_at_random_moments(run: Path, reference: object) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_fifty_kills_at_random_moments(run: Path, reference: object, background: bool) -> None:
     kills = rounds = 0
     while kills < 50:
         path = run.with_name(f"run{rounds}")
-        kills += kill_until_done(lambda path=path: train(path), seed=rounds, longest=0.06)
+        kills += kill_until_done(lambda path=path: train(path, background=background), seed=rounds, longest=0.06)
         assert proof(path) == reference
         rounds += 1
 
@@ -61,10 +63,10 @@ def test_the_number_of_points(run: Path) -> None:
     assert run_child(count, crash_at="*:0").value == POINTS
 
 
-def dies_and_resumes(run: Path, point: str) -> None:
-    first = run_child(lambda: train(run), crash_at=point)
+def dies_and_resumes(run: Path, point: str, background: bool = False) -> None:
+    first = run_child(lambda: train(run, background=background), crash_at=point)
     assert first.code == -signal.SIGKILL, first.error
-    second = run_child(lambda: train(run))
+    second = run_child(lambda: train(run, background=background))
     assert (second.code, second.warned) == (0, ()), second.error
 
 
@@ -76,17 +78,26 @@ def test_a_crash_at_every_fourth_point(run: Path, reference: object, point: int)
 
 
 @pytest.mark.case(2, 3)
+@pytest.mark.parametrize("point", range(3, POINTS + 1, 6))
+def test_a_crash_at_a_point_of_the_thread(run: Path, reference: object, point: int) -> None:
+    dies_and_resumes(run, f"*:{point}", background=True)
+    assert proof(run) == reference
+
+
+@pytest.mark.case(2, 3)
 @pytest.mark.slow
+@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("point", [p for p in range(1, POINTS + 1) if p % 4 != 1])
-def test_a_crash_at_every_point(run: Path, reference: object, point: int) -> None:
-    dies_and_resumes(run, f"*:{point}")
+def test_a_crash_at_every_point(run: Path, reference: object, point: int, background: bool) -> None:
+    dies_and_resumes(run, f"*:{point}", background)
     assert proof(run) == reference
 
 
 @pytest.mark.case(6)
+@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("point", range(2, POINTS + 1, 6))
-def test_a_loss_of_power(run: Path, reference: object, point: int) -> None:
-    first = run_child(lose_power(run, lambda: train(run)), crash_at=f"*:{point}")
+def test_a_loss_of_power(run: Path, reference: object, point: int, background: bool) -> None:
+    first = run_child(lose_power(run, lambda: train(run, background=background)), crash_at=f"*:{point}")
     assert first.code == -signal.SIGKILL, first.error
     second = run_child(lambda: train(run))
     assert (second.code, second.warned) == (0, ()), second.error
@@ -183,6 +194,7 @@ def test_an_error_in_mid_save_leaves_nothing(run: Path) -> None:
     assert names(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.case(2)
 def test_replacing_the_best_may_die_anywhere(run: Path) -> None:
     run.mkdir()
@@ -208,6 +220,7 @@ def test_replacing_the_best_may_die_anywhere(run: Path) -> None:
     assert seen == {1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.case(2)
 def test_replacing_a_step_may_die_anywhere(run: Path) -> None:
     store = CheckpointStore(run)
@@ -217,7 +230,7 @@ def test_replacing_a_step_may_die_anywhere(run: Path) -> None:
         store.save(1, new)
         return points_passed()
 
-    for point in range(1, 12):
+    for point in range(1, 13):
         store.clean()
         store.save(1, old)
         ended = run_child(replace, crash_at=f"*:{point}")

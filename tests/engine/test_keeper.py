@@ -54,6 +54,11 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     assert names(tmp_path / "run" / "checkpoints") == [f"step-{step:08d}" for step in range(11 - keep, 11)]
 
 
+def test_every_so_many_are_kept_for_good(tmp_path: Path) -> None:
+    run_in_pieces(tiny(train__checkpoint_every=1, train__keep_every=4), tmp_path / "run", (6,))
+    assert names(tmp_path / "run" / "checkpoints") == [f"step-{step:08d}" for step in (4, 8, 9, 10)]
+
+
 def fails(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Let the disk refuse the checkpoints of these steps."""
     save = CheckpointStore.save

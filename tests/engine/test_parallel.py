@@ -60,6 +60,8 @@ def two_as_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
 
 
+@pytest.mark.slow
+@pytest.mark.case(58)
 @pytest.mark.parametrize("name", HANDFUL)
 def test_two_processes_train_as_one(two_as_one: Path, name: str) -> None:
     number = list(HANDFUL).index(name)
@@ -81,6 +83,7 @@ def test_every_method(tmp_path: Path, size: int) -> None:
     assert {method: gap for method, gap in gaps.items() if gap >= CLOSE} == {}
 
 
+@pytest.mark.case(24)
 def test_resume_by_other_numbers_of_processes(tmp_path: Path) -> None:
     recipe = recipe_for("mcl_okd", cohort__shared=1)
     train(recipe, tmp_path / "whole")
@@ -101,6 +104,7 @@ def test_resume_by_other_numbers_of_processes(tmp_path: Path) -> None:
     assert difference(tmp_path / "whole", tmp_path / "pieces") < CLOSE
 
 
+@pytest.mark.slow
 def test_a_peer_that_joins(tmp_path: Path) -> None:
     recipe = recipe_for("dml", cohort__nets=("cnn4_w4",) * 3, cohort__joins=(1,))
     Experiment(recipe, folder=tmp_path / "one", name="tiny", quiet=True).train()
@@ -112,6 +116,7 @@ def test_a_peer_that_joins(tmp_path: Path) -> None:
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-4  # in float32
 
 
+@pytest.mark.case(12)
 def test_a_signal_to_one_stops_all_after_one_step(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         if rank == 1:
@@ -126,6 +131,8 @@ def test_a_signal_to_one_stops_all_after_one_step(tmp_path: Path) -> None:
     assert status is not None and (status.state, status.step, status.exit_code) == ("preempted", 4, 75)
 
 
+@pytest.mark.slow
+@pytest.mark.case(24, 26)
 def test_what_each_process_draws_goes_on_where_it_was(tmp_path: Path) -> None:
     recipe = recipe_for("dml", cohort__nets=("tiny_noisy", "cnn4_w4"))
 
@@ -156,6 +163,7 @@ def hurt(rank: int, at: int, change: Any) -> Any:
         ArrayLoader.batches = patched  # type: ignore[method-assign] # in a forked child
 
 
+@pytest.mark.case(34)
 def test_a_loss_that_is_not_finite_on_one_ends_all(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         hurt(rank, 2, lambda batch: batch.with_views(batch.views * float("nan")))
@@ -169,6 +177,7 @@ def test_a_loss_that_is_not_finite_on_one_ends_all(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [2]
 
 
+@pytest.mark.case(17)
 def test_an_image_that_one_cannot_read_ends_all(tmp_path: Path) -> None:
     def fail(batch: Batch) -> Batch:
         raise DataError("image 17 is damaged; remove it")
@@ -190,6 +199,7 @@ def test_a_folder_that_holds_a_run_ends_all(tmp_path: Path) -> None:
     assert found[1][0] == "FailedElsewhere"
 
 
+@pytest.mark.case(16, 19)
 @pytest.mark.parametrize(("number", "what"), [(signal.SIGKILL, "rank 1"), (signal.SIGSTOP, "rank 1 in phase 'data'")])
 def test_one_that_is_gone_or_hangs_is_named(tmp_path: Path, number: int, what: str) -> None:
     def end(batch: Batch) -> Batch:
@@ -212,6 +222,7 @@ def test_one_that_is_gone_or_hangs_is_named(tmp_path: Path, number: int, what: s
     assert status is not None and (status.state, status.exit_code) == ("failed", 6)
 
 
+@pytest.mark.case(26)
 def test_one_that_drifts_is_found_before_it_is_saved(tmp_path: Path) -> None:
     class Drifting(Precise):
         def build(self, *given: Any) -> Any:
@@ -242,6 +253,7 @@ def test_only_the_first_writes_and_all_are_told(tmp_path: Path) -> None:
     assert rows == sorted(set(rows)) and rows[-1] == BATCHES * EPOCHS
 
 
+@pytest.mark.slow
 def test_statistics_of_each_rank_are_averaged(tmp_path: Path) -> None:
     recipe = recipe_for("independent", train__sync_batch_norm=False, cohort__nets=("cnn4_w4",))
     assert [kind for kind, _ in in_ranks(2, lambda rank: train(recipe, tmp_path / "two"))] == ["ok", "ok"]

@@ -69,6 +69,7 @@ def rows(report: ExportReport) -> dict[str, ExportRow]:
     return {row.file: row for row in report.rows}
 
 
+@pytest.mark.slow
 def test_report_tells_what_was_written(exported: tuple[nn.Module, ExportReport]) -> None:
     net, report = exported
     assert report.parameters == count_parameters(plain()) == 1182
@@ -137,6 +138,7 @@ def test_names_of_strangers_are_text_in_the_card(tmp_path: Path) -> None:
     assert text.count("```") == 2 and "\n# b" not in text
 
 
+@pytest.mark.slow
 def test_script_of_the_card_needs_torch_alone(exported: tuple[nn.Module, ExportReport]) -> None:
     net, report = exported
     (script,) = re.findall(r"```python\n(.*?)```", (report.folder / "README.md").read_text(), re.S)
@@ -176,6 +178,7 @@ def test_missing_onnx_is_a_row_with_its_remedy(tmp_path: Path, without_onnx: Non
     assert ["leader.onnx", "-", "-", "-", "-", row.note] in report_table(report.rows)
 
 
+@pytest.mark.slow
 def test_missing_onnxruntime_leaves_the_file_uncompared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

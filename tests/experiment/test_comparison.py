@@ -49,6 +49,7 @@ def results(out: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_one_process_and_two_give_equal_results(recipes: tuple[str, str]) -> None:
     tables = [make(recipes, out, jobs=jobs).run() for out, jobs in (("one", 1), ("two", 2))]
     assert results("one") == results("two")
@@ -71,6 +72,7 @@ def test_the_leaders_of_a_pair_begin_equal_and_see_equal_data(recipes: tuple[str
     assert counts[0]["train_images"] == counts[1]["train_images"] == 43
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(recipes: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     make(recipes, "whole").run()
     trained: list[str] = []
@@ -125,7 +127,7 @@ def test_unequal_recipes_are_refused_unless_asked_for(recipes: tuple[str, str], 
         assert len(results("out")) == 2
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_fails_is_named_and_the_others_are_kept(recipes: tuple[str, str], jobs: int) -> None:
     Path("bad.toml").write_text(DML.replace("cnn4_w6", "conv4"))  # too deep for images of 8 x 8 pixels
     with pytest.raises(CoterieError, match=r"bad\.toml, seed 0: .*conv4") as caught:
@@ -142,6 +144,7 @@ def test_from_the_command_line(recipes: tuple[str, str], capsys: pytest.CaptureF
     assert len(results("my out")) == 4
 
 
+@pytest.mark.slow
 def test_going_on_with_other_jobs_trains_nothing_again(recipes: tuple[str, str]) -> None:
     settings = tuple(word for word in DATA if not word.startswith("train.threads"))
     first = Comparison(recipes=recipes, settings=settings, seeds=1, jobs=1, out=Path("out"))
@@ -152,6 +155,7 @@ def test_going_on_with_other_jobs_trains_nothing_again(recipes: tuple[str, str])
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
+@pytest.mark.slow
 def test_runs_stop_politely_when_the_comparison_is_killed(recipes: tuple[str, str]) -> None:
     settings = [word for word in DATA if not word.startswith("epochs")]
     command = [sys.executable, "-m", "coterie", "compare", *recipes, *settings, "epochs=100000", "--jobs", "2"]

@@ -20,7 +20,16 @@ from tiny import BATCHES, EPOCHS, run_in_pieces, stop_after, tiny, trace
 SHIPPED = [name for name in METHODS if METHODS[name].__module__.startswith("coterie.")]
 
 
-@pytest.mark.parametrize(("method", "shared", "optim"), list(product(SHIPPED, (0, 1), ("sgd", "adamw"))))
+AT_ONCE = "dml", "kdcl", "l_mcl", "mcl_bank", "mcl_moco", "mcl_okd", "pcl", "wcord"
+
+
+@pytest.mark.parametrize(
+    ("method", "shared", "optim"),
+    [
+        pytest.param(*row, marks=() if row[0] in AT_ONCE and row[1:] == (0, "sgd") else pytest.mark.slow)
+        for row in product(SHIPPED, (0, 1), ("sgd", "adamw"))
+    ],
+)
 def test_every_method_layout_and_optimiser(tmp_path: Path, method: str, shared: int, optim: str) -> None:
     needs = METHODS[method].needs
     peers = ("cnn4_w4",) * max(2, needs.min_peers)
@@ -52,6 +61,8 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.case(28)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting(tmp_path: Path, name: str) -> None:
     recipe = tiny("mcl_okd", **SETTINGS[name])

@@ -50,6 +50,7 @@ def score(result: dict[str, Any]) -> dict[str, Any]:
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", PAIRED)
 def test_every_online_method_trains_prototypical_networks(first: str, tmp_path: Path) -> None:
     recipe = recipe_of(first, "prototypes")
@@ -62,7 +63,16 @@ def test_every_online_method_trains_prototypical_networks(first: str, tmp_path: 
     assert result["best_on_validation"]["test"]["leader"]["episodes"] == 30
 
 
-@pytest.mark.parametrize("methods", [("prototypes",), ("matching",), ("mcl_okd", "prototypes"), ("mcl", "matching")])
+@pytest.mark.parametrize(
+    "methods",
+    [
+        ("prototypes",),
+        *(
+            pytest.param(names, marks=pytest.mark.slow)
+            for names in [("matching",), ("mcl_okd", "prototypes"), ("mcl", "matching")]
+        ),
+    ],
+)
 def test_a_stopped_run_ends_with_the_bits_of_a_whole_one(methods: tuple[str, ...], tmp_path: Path) -> None:
     recipe = recipe_of(*methods, optim__name="adam", optim__lr=0.001)
     whole = run_in_pieces(recipe, tmp_path / "whole")
@@ -162,6 +172,7 @@ def test_a_recipe_is_trained_and_scored(tmp_path: Path, capsys: pytest.CaptureFi
     assert "95 % +-" in out and "top-5" not in out
 
 
+@pytest.mark.slow
 def test_comparisons_know_such_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = [f"data.{key}={value}" for key, value in DATA.items()]
     words = ["net.name=cnn4_w4", "epochs=1", *data, *(f"fewshot.{key}={value}" for key, value in FEWSHOT.items())]

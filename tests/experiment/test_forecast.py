@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
 from coterie.core.memory_use import free_bytes, peak_bytes
@@ -71,6 +72,7 @@ def test_whole_batches_where_they_are_cheap(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "images"), [(8.0, 2), (16.0, 4), (30.0, 7)])
 def test_smaller_batches_where_they_are_not(tmp_path: Path, budget: float, images: int) -> None:
     experiment, parts = built("dml", tmp_path / "run")
@@ -92,6 +94,7 @@ def test_memory_of_missing_images_is_added_and_no_batch_that_does_not_fit_is_tri
     assert (told.memory > told.free) == (before > told.free - each * (8 - told.images))
 
 
+@pytest.mark.slow
 def test_accumulated_batches_make_one_step_and_evaluations_are_counted(tmp_path: Path) -> None:
     settings = {"optim__accumulate": 2, "train__evaluate_every": 2}
     experiment, parts = built("dml", tmp_path / "run", **settings)
@@ -101,6 +104,7 @@ def test_accumulated_batches_make_one_step_and_evaluations_are_counted(tmp_path:
     assert held.run == pytest.approx(held.step * EPOCHS * 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
@@ -228,3 +232,16 @@ def test_memory_is_within_a_quarter_of_what_training_shows(tmp_path: Path) -> No
     assert shown > 600  # torch alone takes about 250, so that most of it is what a step needs
     assert 0.75 <= told / shown <= 1.25, (told, shown)
     assert 0.75 <= told_memory(scaled) / shown <= 1.25, (scaled, shown)
+
+
+@pytest.mark.slow
+def test_the_copy_for_saving_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "peak_bytes", lambda device: 0)
+    told = {}
+    for background in (True, False):
+        experiment, parts = built("mcl_okd", tmp_path / "run", train__background_saves=background)
+        told[background] = make_forecast(experiment, parts, activations=0, clock=ImageClock(parts)).memory
+    Experiment(tiny("mcl_okd"), folder=tmp_path / "trained", quiet=True).train()
+    files = (tmp_path / "trained" / "checkpoints" / "step-00000010").glob("*.safetensors")
+    written = sum(tensor.nbytes for file in files for tensor in safetensors.torch.load_file(file).values())
+    assert told[False] == 0 and told[True] == pytest.approx(written, abs=200)  # the open row of the log

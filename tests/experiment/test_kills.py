@@ -23,14 +23,18 @@ from tiny import Trace, run_in_pieces, signal_after, stop_after, tiny, trace
 KILLS = 50
 
 
-def recipe(epochs: int) -> Recipe:
-    return tiny("mcl_okd", epochs=epochs, seed=3, train__checkpoint_every=1, train__log_every=1, train__threads=1)
+BOTH_WAYS = [True, pytest.param(False, marks=pytest.mark.slow)]
 
 
-def work(folder: Path, epochs: int = 2) -> Callable[[], object]:
+def recipe(epochs: int, background: bool = True) -> Recipe:
+    settings = {"train__checkpoint_every": 1, "train__log_every": 1, "train__threads": 1}
+    return tiny("mcl_okd", epochs=epochs, seed=3, train__background_saves=background, **settings)
+
+
+def work(folder: Path, epochs: int = 2, background: bool = True) -> Callable[[], object]:
     def train() -> None:
         begun = RunFolder(folder).recipe.exists()
-        Experiment(recipe(epochs), folder=folder, name="tiny", quiet=True).train(resume=begun)
+        Experiment(recipe(epochs, background), folder=folder, name="tiny", quiet=True).train(resume=begun)
 
     return train
 
@@ -49,12 +53,13 @@ def odd(folder: Path) -> list[str]:
 
 
 @pytest.mark.case(1, 40)
-def test_fifty_kills_at_random_moments() -> None:
+@pytest.mark.parametrize("background", BOTH_WAYS)
+def test_fifty_kills_at_random_moments(background: bool) -> None:
     expected, kills = undisturbed(epochs=6), 0
     with memory_folder() as folder:
         for attempt in range(20):
             run = folder / f"run-{attempt}"
-            kills += kill_until_done(work(run, epochs=6), seed=attempt, shortest=0.01, longest=0.15)
+            kills += kill_until_done(work(run, 6, background), seed=attempt, shortest=0.01, longest=0.15)
             assert trace(run) == expected
             assert odd(run) == []
             if kills >= KILLS:
@@ -62,21 +67,24 @@ def test_fifty_kills_at_random_moments() -> None:
     raise AssertionError(f"only {kills} kills")
 
 
+@pytest.mark.slow
 @pytest.mark.case(2)
-def test_a_kill_at_a_dozen_points_of_the_writers() -> None:
+@pytest.mark.parametrize("background", BOTH_WAYS)
+def test_a_kill_at_a_dozen_points_of_the_writers(background: bool) -> None:
     expected = undisturbed()
     with memory_folder() as folder:
 
         def count() -> int:
-            work(folder / "count")()
+            work(folder / "count", background=background)()
             return points_passed()
 
         points = run_child(count, crash_at="never:1").value
         assert points > 100
         for point in range(1, points, points // 12):
             run = folder / f"run-{point}"
-            assert run_child(work(run), crash_at=f"*:{point}").code == -signal.SIGKILL
-            assert run_child(work(run)).code == 0
+            again = work(run, background=background)
+            assert run_child(again, crash_at=f"*:{point}").code == -signal.SIGKILL
+            assert run_child(again).code == 0
             assert trace(run) == expected, f"killed at point {point}"
 
 
@@ -135,7 +143,8 @@ def damaged_run(folder: Path) -> Path:
 @pytest.mark.case(5)
 def test_all_checkpoints_damaged_is_refused_and_nothing_touched(tmp_path: Path) -> None:
     run = damaged_run(tmp_path)
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    files = (path for path in run.rglob("*") if path.is_file() and path.parent.name != "heartbeats")
+    before = {path: path.read_bytes() for path in files if path.name != ".lock"}
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*run.* is whole.*--fresh"):
         work(run)()
     assert {path: path.read_bytes() for path in before} == before

@@ -48,11 +48,11 @@ def test_changes_that_cannot_be(settings: dict[str, object], message: str) -> No
 @pytest.mark.parametrize(
     ("method", "shared", "optim"),
     [
-        ("dml", 1, "sgd"),
+        pytest.param("dml", 1, "sgd", marks=pytest.mark.slow),
         ("mcl_okd", 0, "sgd"),
-        ("mcl_okd", 1, "adamw"),
-        ("codistillation", 0, "sgd"),
-        ("pcl", 1, "adamw"),
+        pytest.param("mcl_okd", 1, "adamw", marks=pytest.mark.slow),
+        pytest.param("codistillation", 0, "sgd", marks=pytest.mark.slow),
+        pytest.param("pcl", 1, "adamw", marks=pytest.mark.slow),
     ],
 )
 def test_resume_across_changes(tmp_path: Path, method: str, shared: int, optim: str) -> None:

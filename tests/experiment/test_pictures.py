@@ -44,6 +44,7 @@ def drawn(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_fewshot_run_has_three_pictures(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(own)]) == 0
     out = capsys.readouterr().out
@@ -63,6 +64,7 @@ def test_a_baseline_is_drawn_beside_the_leader(
     assert drawn(own / "new") == ["x-embeddings.png", "x-episode.png", "x.png"] and drawn(own) == []
 
 
+@pytest.mark.slow
 def test_the_episode_is_the_first_that_is_scored(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[EpisodePicture] = []
     monkeypatch.setattr(pictures, "episode_page", lambda episode, path: seen.append(episode))
@@ -90,6 +92,7 @@ def test_the_map_has_the_same_images_in_both_panels(own: Path, monkeypatch: pyte
     assert torch.equal(trained.points, panels[1].points) and not torch.equal(fresh.points, trained.points)
 
 
+@pytest.mark.slow
 def test_an_ordinary_or_unfinished_run_has_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_in_pieces(tiny(), tmp_path / "ordinary")
     stop_after(7, Experiment(tiny("prototypes", train__log_every=1), folder=tmp_path / "begun", quiet=True).train)

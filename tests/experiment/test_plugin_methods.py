@@ -23,6 +23,7 @@ from tiny import build, run_in_pieces, settings_of, tiny, trace
 EXAMPLE = Path(__file__).parents[2] / "examples" / "new_method.py"
 
 
+@pytest.mark.slow
 def test_the_example_trains_resumes_and_keeps_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = tmp_path / "my own" / "new_method.py"
     plugin.parent.mkdir()
@@ -92,6 +93,7 @@ def test_each_peer_sees_the_view_of_its_own() -> None:
             assert not torch.equal(seen, batch.views[m - 1])
 
 
+@pytest.mark.slow
 def test_views_of_a_method_and_of_the_recipe(tmp_path: Path) -> None:
     recipe = tiny("view_per_peer", cohort__nets=("cnn4_w4",) * 3, cohort__shared=1)
     whole = run_in_pieces(recipe, tmp_path / "whole")

@@ -42,7 +42,9 @@ def stopped(tmp_path: Path) -> Path:
 
 
 def kept(run: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"}
+    """All files of a run but signs of life, which also tell of a process that was refused."""
+    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.parent.name != "heartbeats"]
+    return {str(path): path.read_bytes() for path in files if path.name != ".lock"}
 
 
 OTHER = {

@@ -72,6 +72,21 @@ def test_the_second_signal_leaves_at_once_and_checkpoints_stay_sound(tmp_path: P
     assert run_in_pieces(tiny(train__checkpoint_every=1), tmp_path / "run") == whole
 
 
+@pytest.mark.case(14)
+@pytest.mark.parametrize("background", [False, True])
+def test_a_signal_while_a_checkpoint_is_written_finishes_it(tmp_path: Path, warm: None, background: bool) -> None:
+    recipe = tiny(train__checkpoint_every=1, train__background_saves=background)
+
+    def train() -> None:
+        Experiment(recipe, folder=tmp_path / "run", name="tiny", quiet=True).train()
+
+    assert run_child(train, crash_at="manifest-written:3:SIGTERM").code == 75
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    stopped = RunFolder(tmp_path / "run").read_status().step  # another step may be under way while a thread writes
+    assert kept == [f"step-{step:08d}" for step in (stopped - 1, stopped)] and stopped - 3 in range(1 + background)
+    assert run_in_pieces(recipe, tmp_path / "run") == run_in_pieces(recipe, tmp_path / "whole")
+
+
 @pytest.mark.case(12)
 def test_a_signal_from_outside(tmp_path: Path, warm: None) -> None:
     child = fork(lambda: Experiment(tiny(epochs=500), folder=tmp_path / "run", quiet=True).train())

@@ -103,6 +103,7 @@ def wait_until(fulfilled: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.case(40)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
 def test_no_process_and_no_shared_memory_is_left(tmp_path: Path, number: int, code: int) -> None:

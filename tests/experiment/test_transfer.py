@@ -173,6 +173,7 @@ def test_training_helps(tmp_path: Path) -> None:
     assert fresh["linear"]["top1"] > 20
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not (REAL / "tiny-imagenet-200").is_dir(), reason="COTERIE_DATA has no tiny-imagenet-200")
 def test_from_cifar100_to_tiny_imagenet(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def moments(size: int) -> Iterator[LipschitzCritic]:
     yield again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 128])
 def test_never_steeper_than_one(size: int) -> None:
     for count, critic in enumerate(moments(size)):

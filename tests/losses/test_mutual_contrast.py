@@ -140,10 +140,12 @@ def test_a_batch_of_one_image_is_finite(self_pair: bool, soft_self: bool) -> Non
 
 @pytest.mark.case(61)
 def test_large_scores_do_not_overflow() -> None:
-    embeddings = F.normalize(torch.eye(4).expand(2, 4, 4), dim=-1)
-    losses = in_batch(embeddings, torch.tensor([0, 0, 1, 1]), tau=1e-3)
+    orthogonal = F.normalize(torch.eye(4).expand(2, 4, 4), dim=-1)
+    losses = in_batch(orthogonal, torch.tensor([0, 0, 1, 1]), tau=1e-3)
     assert bool(losses.vcl.isfinite()) and float(losses.soft_vcl) == 0
     assert float(losses.vcl) == pytest.approx(2 * math.log(3))  # three others, all orthogonal to the anchor
+    losses = in_batch(torch.eye(4)[[0, 0, 1, 1]].expand(2, 4, 4), torch.tensor([0, 1, 0, 1]), tau=1e-3)
+    assert float(losses.vcl) == pytest.approx(2 * 1000)  # the same image under another label: a score of 1000
 
 
 def test_weights_count_a_candidate_several_times() -> None:

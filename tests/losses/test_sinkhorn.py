@@ -70,6 +70,7 @@ def test_golden_plans(name: str, dtype: torch.dtype) -> None:
     assert_close(plan.columns - shift, expected["potential_columns"], dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("name", PLANS)
@@ -147,6 +148,7 @@ def test_relaxed_weights_equal_another_library() -> None:
     assert (sinkhorn(cost, eps=0.1, iterations=500, a=a, b=b, rho=1e4).mass - strict.mass).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_value_falls_to_the_exact_assignment() -> None:
     case = GOLDEN["exact_transport_no_regulariser"]
     student, teacher = (torch.tensor(case["inputs"][side], dtype=torch.float64) for side in ("student", "teacher"))

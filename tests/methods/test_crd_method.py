@@ -216,6 +216,7 @@ KNOBS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", KNOBS)
 def test_every_variant_keeps_the_contract(case: str, check: Any) -> None:

@@ -130,6 +130,7 @@ def test_golden_training_step_with_meta_update(name: str, released: bool) -> Non
         assert torch.equal(buffers["momentum_buffer"], momentum[key]["momentum_buffer"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "knobs", [{"interval": 0}, {"interval": 1}, {"interval": 1, "bank": True, "num_negatives": 12}]
 )
@@ -222,6 +223,7 @@ class WithExits(nn.Module):
         return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "names"),
     [

@@ -14,7 +14,7 @@ from coterie.methods.mcl import MutualContrastiveLearning
 from coterie.methods.mcl_bank import MutualContrastOverBanks
 from coterie.methods.mcl_moco import MutualMomentumContrast
 from coterie.methods.mcl_okd import MultiViewContrast
-from coterie.testing import CHECKS, check_method
+from coterie.testing import CHECKS, check_method, check_resume
 
 CONFIGS: dict[str, tuple[str, Method.Config | None]] = {name: (name, None) for name in METHODS} | {
     f"mcl_okd {' '.join(map(str, knobs.values()))}": ("mcl_okd", MultiViewContrast.Config(**knobs))
@@ -59,7 +59,11 @@ CONFIGS |= {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def named(check: Any) -> Any:
+    return pytest.param(check, id=check.__name__, marks=pytest.mark.slow if check is check_resume else ())
+
+
+@pytest.mark.parametrize("check", [*map(named, CHECKS)])
 @pytest.mark.parametrize("case", CONFIGS)
 def test_method_keeps_the_contract(case: str, check: Any) -> None:
     check(*CONFIGS[case])

@@ -310,6 +310,7 @@ def test_real_networks_of_different_families(name: str, student: str, teacher: s
     assert bool(total.isfinite()) and bool(nets[0].stem[0].weight.grad.any() if student != "wrn_16_1" else True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ab", "fsp", "ft"])
 def test_the_contract_holds_without_an_initial_stage(name: str) -> None:
     check_method(name, METHODS[name].Config(initial_epochs=0))

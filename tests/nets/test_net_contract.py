@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,9 +42,13 @@ def blank(name: str, classes: int = CLASSES, in_channels: int = 3) -> nn.Module:
 
 # what other tests register for themselves is no network of this package or of a plug-in
 REGISTERED = [name for name, build in NETS.items() if getattr(build, "__module__", "").startswith("coterie")]
+LARGE = re.compile("hcgnet|resnet110|resnet50|resnet34|vgg1|wrn_28_4|densenet")
 
 
-@pytest.fixture(scope="module", params=REGISTERED)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if LARGE.match(name) else ()) for name in REGISTERED],
+)
 def made(request: pytest.FixtureRequest) -> Iterator[Made]:
     yield Made(request.param, make(request.param, 0), make(request.param, 1))
 
@@ -53,6 +58,7 @@ def images() -> Tensor:
     return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.slow
 def test_class_count_and_channels_are_those_asked_for(made: Made) -> None:
     net = blank(made.name, classes=7, in_channels=1)
     assert net(torch.empty(2, 1, SIZE, SIZE, device="meta")).shape == (2, 7)
@@ -118,6 +124,7 @@ def test_gradient_reaches_every_parameter(made: Made, images: Tensor) -> None:
     assert silent == without_effect
 
 
+@pytest.mark.slow
 def test_leader_of_a_shared_cohort_fits_the_plain_network(made: Made, images: Tensor) -> None:
     nets = [copy.deepcopy(made.net), copy.deepcopy(made.other)]
     depth = 1 + len(nets[0].stages) // 2

@@ -37,6 +37,11 @@ OTHER_NAMES = {
 }
 HERE = sorted(name for name in CASES if not ABSENT.search(name))
 PLAIN = [name for name in HERE if "plain" in name or "repdistiller" in name]
+DEEP = re.compile("hcgnet|resnet110|densenet")
+
+
+def deep_ones_slow(names: list[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow if DEEP.search(name) else ()) for name in names]
 
 
 def our_name(case: str) -> str:
@@ -113,7 +118,7 @@ def extras(case: dict[str, Any]) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", deep_ones_slow(HERE))
 def test_counts_are_those_of_the_official_definition(name: str) -> None:
     expected, extra = CASES[name]["expected"], extras(CASES[name])
     ours = counted(*arguments(CASES[name]))
@@ -125,7 +130,7 @@ def in_order(ours: list[list[int]], shapes: list[Any]) -> bool:
     return all(shape in theirs for shape in ours)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", deep_ones_slow(PLAIN))
 def test_stages_end_where_those_of_the_official_definition_do(name: str) -> None:
     case = CASES[name]
     net = build(*arguments(case))[0]

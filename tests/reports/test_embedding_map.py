@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -31,6 +32,7 @@ def test_a_map_is_the_same_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_more_panels_are_wider_and_more_classes_have_more_colours(tmp_path: Path) -> None:
     two, three = draw(tmp_path / "a.png", 3), draw(tmp_path / "b.png", 3, ("$x", "_y", "名前"))
     assert three.shape[1] > 1.4 * two.shape[1] and three.shape[0] == two.shape[0]

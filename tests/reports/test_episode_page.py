@@ -57,6 +57,7 @@ def test_the_caption_counts_all_queries_and_says_what_is_drawn() -> None:
     assert "4 ways, 1 shot:" in episode(answers).caption
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ways", "channels"), [(2, 3), (11, 1), (20, 2)])
 def test_any_episode_is_a_picture_of_sober_size(ways: int, channels: int, tmp_path: Path) -> None:
     answers = torch.zeros(ways, 7, dtype=torch.int64)

@@ -61,6 +61,7 @@ def test_summary_uses_the_epochs_that_all_seeds_have() -> None:
     assert _summary([{0: 1.0}])[2] == [0.0] and _summary([]) == ([], [], [])
 
 
+@pytest.mark.slow
 @pytest.mark.case(83)
 @pytest.mark.parametrize(
     "name",
@@ -88,6 +89,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         learning_curves([series("alone")], tmp_path / "file" / "curves.png")
 
 
+@pytest.mark.slow
 def test_pyplot_is_never_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from coterie.reports import Series, learning_curves;"

@@ -77,8 +77,10 @@ def test_marks_are_found_and_their_results_counted(
     cases = {"group": [{"name": "All", "cases": {n: ["fault", "end"] for n in "1234"}}], "absent": {"4": "why"}}
     rows = tool["make_tables"](cases, tests, results).splitlines()[7:11]
     one = "[test_x.py](../tests/inner/test_x.py): `test_one` (slow)"
-    assert rows[0] == f"| 1 | fault | end | {one} | 1 failed, 1 passed |"
-    assert rows[2].endswith("| 1 skipped |") and rows[3] == "| 4 | fault | end |  | why |"
+    assert rows[0] == f"| 1 | fault | end | {one} | 1 failed, 1 passed |  |"
+    assert rows[2].endswith("| 1 skipped |  |") and rows[3] == "| 4 | fault | end |  | why |  |"
+    needed = tool["make_tables"](cases, tests, results, {4: ["a lock: `test_one` fails"]}).splitlines()[10]
+    assert needed == "| 4 | fault | end |  | why | a lock: `test_one` fails |"
 
 
 def test_a_stale_page_is_found(tool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

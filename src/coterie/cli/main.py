@@ -20,8 +20,10 @@ from coterie.cli.doctor import doctor
 from coterie.cli.evaluate import evaluate
 from coterie.cli.export import export
 from coterie.cli.fewshot import fewshot
+from coterie.cli.launch import launch
 from coterie.cli.listing import show_list
 from coterie.cli.report import report
+from coterie.cli.status import status as show_status
 from coterie.cli.train import train
 from coterie.cli.transfer import transfer
 
@@ -31,9 +33,10 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-for _verb in (train, check, evaluate, transfer, fewshot, export, compare, report, demo, doctor):
+for _verb in (train, launch, check, evaluate, transfer, fewshot, export, compare, report, demo, doctor):
     app.command(_verb)
 app.command(show_list, name="list")
+app.command(show_status, name="status")
 data_app = App(name="data", help="Look at images before training does.")
 data_app.command(check_images, name="check")
 app.command(data_app)
@@ -42,9 +45,17 @@ app.register_install_completion_command(add_to_startup=False)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; see `run`. A process that has lost the others of its launch ends here at once."""
-    status = run(arguments)
+    status = _run_noted(arguments) if os.environ.get("COTERIE_LAUNCH_NOTES") else run(arguments)
     engine = sys.modules.get("coterie.engine.joining")  # loaded by verbs that train
     return status if engine is None else int(engine.leave(status))
+
+
+def _run_noted(arguments: Sequence[str] | None) -> int:
+    """Run as a process of `coterie launch`, which wants to know how it ended."""
+    from coterie.experiment.launched import begin_note, end_note
+
+    begin_note()
+    return end_note(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

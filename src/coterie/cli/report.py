@@ -33,7 +33,7 @@ def report(
     """
     from coterie.cli.options import settings_from
     from coterie.core.record import RunFolder
-    from coterie.reports import cohort_page, read_rows
+    from coterie.reports import cohort_page, exchange_lines, read_rows
 
     folder = RunFolder(run).existing()
     rows = read_rows(folder.path)
@@ -41,6 +41,8 @@ def report(
     cohort_page(rows, picture)
     for alarm in rows.alarms:
         print(f"alarm: {alarm}")
+    for line in exchange_lines(rows.exchange):
+        print(line)
     print(f"{len(rows.diagnostics)} epochs drawn in {picture}")
     return _pictures(run, settings_from(settings), against, picture, plugin)
 

@@ -16,7 +16,7 @@ def train(
     recipe: str | None = None,
     *settings: Settings,
     out: Path | None = None,
-    resume: Path | None = None,
+    resume: str | None = None,
     fresh: bool = False,
     plugin: Plugins = (),
     print_config: bool = False,
@@ -32,7 +32,7 @@ def train(
     out
         Folder of the run; runs/NAME by default.
     resume
-        Folder of an interrupted run to go on with, to the bit.
+        Folder of an interrupted run to go on with, to the bit; or the URL of its train.mirror, to go on in --out.
     fresh
         With --resume: begin that run again; what its folder holds is renamed, not deleted.
     plugin
@@ -43,10 +43,7 @@ def train(
     from coterie.config import to_toml
     from coterie.experiment import continue_run
 
-    if resume is None:
-        experiment = _new_run(None if fresh else recipe, settings, out, plugin)
-    else:
-        experiment = _old_run(resume, settings if recipe is None else (recipe, *settings), out, plugin)
+    experiment = prepare(recipe, settings, out=out, resume=resume, fresh=fresh, plugin=plugin)
     if print_config:
         print(to_toml(experiment.recipe), end="")
         return 0
@@ -54,6 +51,25 @@ def train(
     if experiment.folder.writes:
         _report(experiment.folder.path, result)
     return 0
+
+
+def prepare(
+    recipe: str | None,
+    settings: Sequence[str],
+    *,
+    out: Path | None = None,
+    resume: str | None = None,
+    fresh: bool = False,
+    plugin: Sequence[Path] = (),
+) -> Experiment:
+    """Read recipe and settings of a new run, or those of an old one; arguments are those of `train`.
+
+    Raises:
+        ConfigError: something is wrong with them.
+    """
+    if resume is None:
+        return _new_run(None if fresh else recipe, settings, out, plugin)
+    return _old_run(resume, settings if recipe is None else (recipe, *settings), out, plugin)
 
 
 def _new_run(recipe: str | None, words: Sequence[str], out: Path | None, plugins: Sequence[Path]) -> Experiment:
@@ -66,14 +82,18 @@ def _new_run(recipe: str | None, words: Sequence[str], out: Path | None, plugins
     return Experiment(open_recipe(recipe, words, plugins), folder=new_folder(recipe, out), name=recipe)
 
 
-def _old_run(folder: Path, words: Sequence[str], out: Path | None, plugins: Sequence[Path]) -> Experiment:
+def _old_run(run: str, words: Sequence[str], out: Path | None, plugins: Sequence[Path]) -> Experiment:
     from coterie.cli.options import settings_from
     from coterie.core.errors import ConfigError
-    from coterie.experiment import open_run
+    from coterie.experiment import fetch_run, new_folder, open_run
 
+    if "://" in run:
+        folder = new_folder(run.rstrip("/").rpartition("/")[2], out)
+        fetch_run(run, folder)
+        return open_run(folder, [f"train.mirror={run}", *settings_from(words)], plugins)
     if out is not None:
-        raise ConfigError(f"a run goes on in its own folder, {str(folder)!r}; leave --out away")
-    return open_run(folder, settings_from(words), plugins)
+        raise ConfigError(f"a run goes on in its own folder, {run!r}; leave --out away")
+    return open_run(Path(run), settings_from(words), plugins)
 
 
 def _report(folder: Path, result: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from traceback import walk_tb
 from typing import TypeAlias, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from coterie.cohort.rescale import rescale_gradient
 from coterie.cohort.tree import check_alike, copies_of_stages, owner_of
+from coterie.core.across import told
 from coterie.core.errors import ConfigError
 from coterie.core.types import PeerOutput
 from coterie.nets import StagedNet, Tappable, TappedNet, as_tappable
@@ -42,6 +44,7 @@ class Cohort(nn.Module):
         preactivations: whether `forward` returns the maps before the last activation of each stage; False at first.
         execution: how the peers are run in training mode; None, as at first and always in evaluation mode, is one after
             the other. See `coterie.cohort.execution`.
+        here: which peers live in this process; all, unless `keep` was called.
 
     Raises:
         ConfigError: no peers, a leader out of range, peers with other class counts, or shared stages that differ.
@@ -77,6 +80,8 @@ class Cohort(nn.Module):
         self.peer_views = peer_views
         self.execution: Execution | None = None
         self.nets = nn.ModuleList(as_tappable(net) for net in nets)
+        self.here = range(len(nets))
+        self._parked: list[nn.Parameter] = []
         counts = [net.num_classes for net in self]
         if len(set(counts)) > 1:
             raise ConfigError(f"peers have heads of {counts} classes; give all of them the same number")
@@ -115,6 +120,50 @@ class Cohort(nn.Module):
         """Stages after the stem that all peers share."""
         return sum(count == 1 for count in self.copies) if len(self) > 1 else 0
 
+    @property
+    def divided(self) -> bool:
+        """Whether some peers live in other processes."""
+        return len(self.here) < len(self)
+
+    def keep(self, peers: range) -> None:
+        """Leave the other peers to other processes, which do the same and then run the cohort whenever this one does.
+
+        Modules of peers that live elsewhere stay on the CPU, without gradient: a place where weights can arrive.
+
+        Args:
+            peers: that live here.
+
+        Raises:
+            ConfigError: they share stages with others.
+        """
+        self.here = peers
+        elsewhere = nn.ModuleList(net for m, net in enumerate(self.nets) if m not in peers)
+        own = nn.ModuleList(self.nets[m] for m in peers)
+        if not set(own.parameters()).isdisjoint(elsewhere.parameters()):
+            raise ConfigError(
+                f"peers {list(peers)} share stages with peers of another process; set cohort.shared=0, cut the tree"
+                " between them, or set train.peer_ranks=1"
+            )
+        self._parked = list(filter(_learns, elsewhere.parameters()))
+        elsewhere.requires_grad_(False).cpu()
+
+    def keep_all(self, device: torch.device) -> None:
+        """Let all peers live here again, with the weights that have last arrived, on a device."""
+        for parameter in self._parked:
+            parameter.requires_grad_(True)
+        self.here, self._parked = range(len(self)), []
+        self.to(device)
+
+    def elsewhere(self) -> list[Tensor]:
+        """Parameters and buffers of the peers that live in other processes."""
+        away = [net for m, net in enumerate(self.nets) if m not in self.here]
+        return [tensor for net in away for tensor in (*net.parameters(), *net.buffers())]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Cohort:
+        for m, net in enumerate(self.nets):
+            net._apply(fn if m in self.here else lambda tensor: fn(tensor).cpu(), recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def train(self, mode: bool = True) -> Cohort:
         """Set the mode of all peers but the frozen ones, which always evaluate."""
         super().train(mode)
@@ -130,13 +179,17 @@ class Cohort(nn.Module):
                 beyond `peer_views` no peer sees any.
 
         Returns:
-            M outputs, in order; those of frozen peers without gradient.
+            M outputs, in order; those of frozen peers, and of peers that live elsewhere, without gradient.
         """
+        return told(self._run(views))
+
+    def _run(self, views: Tensor) -> list[PeerOutput]:
+        """The outputs of the peers that live here."""
         if self.execution is not None and self.training:
             return self.execution(self, views)
         done: _Done = {}
         notes: list[Notes] = [{} for _ in views]
-        return [self.run_peer(m, views, done, notes) for m in range(len(self))]
+        return [self.run_peer(m, views, done, notes) for m in self.here]
 
     def seen(self, views: Tensor) -> list[int]:
         """For each peer the view, of `[V, B, C, H, W]`, that it sees."""
@@ -204,3 +257,20 @@ class Cohort(nn.Module):
             for parameter in self.nets[peer].parameters():
                 parameter.requires_grad_(False)
         return frozenset(peers)
+
+
+def note_guilty_peer(error: Exception, cohort: Cohort) -> None:
+    """Add to an error that a network's own code has raised whose network it was.
+
+    Args:
+        error: while it is handled; its traceback tells.
+        cohort: whose peers were run.
+    """
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code is Cohort.run_peer.__code__:
+            peer = frame.f_locals["peer"]
+            error.add_note(f"raised by peer {peer}, a {type(cohort.nets[peer]).__name__}")
+
+
+def _learns(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from coterie.cohort.cohort import Cohort
 from coterie.core.errors import CheckpointError
 from coterie.core.types import PeerOutput
 from coterie.core.world import gather
@@ -45,6 +46,10 @@ class CohortCopy:
             peers: list[PeerOutput] = self._cohort(views)
         return gather(peers)
 
+    def cohorts(self) -> list[Cohort]:
+        """The copied cohorts, whose peers live where those they were copied from do."""
+        return _cohorts_in(self._cohort)
+
     @torch.no_grad()
     def refresh(self, cohort: nn.Module) -> None:
         """Take over weights and running statistics of the cohort it was copied from."""
@@ -78,13 +83,22 @@ class CohortCopy:
         own = self.state()
         for name, tensor in own.items():
             _check_saved(name, state.get(name), tensor)
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(state[name])
+        _overwrite(own, state)
 
     def move(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply a move to another device or dtype to every tensor."""
         self._cohort._apply(change)  # type: ignore[no-untyped-call]
+
+
+def copies_among(memories: Iterable[object]) -> list[CohortCopy]:
+    """The copies of cohorts among the memories of a method."""
+    return [memory for memory in memories if isinstance(memory, CohortCopy)]
+
+
+@torch.no_grad()
+def _overwrite(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
 
 
 def _check_saved(name: str, saved: Tensor | None, own: Tensor) -> None:
@@ -96,13 +110,28 @@ def _check_saved(name: str, saved: Tensor | None, own: Tensor) -> None:
         )
 
 
+def _cohorts_in(module: nn.Module) -> list[Cohort]:
+    return [part for part in module.modules() if isinstance(part, Cohort)]
+
+
 def _tensors(cohort: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach() for name, tensor in chain(cohort.named_parameters(), cohort.named_buffers())}
+    """Parameters and buffers by name."""
+    return {name: tensor.detach() for name, tensor in _named(cohort)}
+
+
+def _tensors_here(cohort: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without those of peers that live in other processes."""
+    away = set(map(id, chain.from_iterable(map(Cohort.elsewhere, _cohorts_in(cohort)))))
+    return {name: tensor.detach() for name, tensor in _named(cohort) if id(tensor) not in away}
+
+
+def _named(cohort: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    return chain(cohort.named_parameters(), cohort.named_buffers())
 
 
 def _aligned(own: nn.Module, new: nn.Module, *, floating: bool | None = None) -> tuple[list[Tensor], list[Tensor]]:
-    """Tensors of both in one order: those that are floating point, those that are not, or all."""
-    mine, given = _tensors(own), _tensors(new)
+    """Tensors of both in one order: those that are floating point, those that are not, or all; none from elsewhere."""
+    mine, given = _tensors_here(own), _tensors_here(new)
     assert mine.keys() == given.keys(), "a copy is updated from another cohort than it was made of"
     names = [name for name, tensor in mine.items() if _is_wanted(tensor, floating)]
     return [mine[name] for name in names], [given[name] for name in names]

@@ -43,11 +43,12 @@ class AsOneNetwork(_Uncopied):
     def __init__(self, cohort: Cohort) -> None:
         _refuse("grouped", bool(cohort.frozen), "frozen peers")
         _refuse("grouped", cohort.preactivations, "peers whose maps before activations are read")
-        self.grouped = Grouped(list(cohort.nets))
+        self.grouped = Grouped([cohort.nets[m] for m in cohort.here])
 
     def __call__(self, cohort: Cohort, views: Tensor) -> list[PeerOutput]:
         """Run the peers on views `[V, B, C, H, W]`."""
-        return self.grouped(views, cohort.seen(views), cohort.stage_maps)
+        seen = cohort.seen(views)
+        return self.grouped(views, [seen[m] for m in cohort.here], cohort.stage_maps)
 
 
 class OnStreams(_Uncopied):
@@ -64,13 +65,13 @@ class OnStreams(_Uncopied):
     def __init__(self, cohort: Cohort, device: torch.device) -> None:
         _refuse("streams", device.type != "cuda", f"on {device.type}, only on CUDA")
         _refuse("streams", bool(cohort.copies), "peers that share stages")
-        self.streams = [torch.cuda.Stream(device) for _ in range(len(cohort))]  # type: ignore[no-untyped-call]
+        self.streams = [torch.cuda.Stream(device) for _ in cohort.here]  # type: ignore[no-untyped-call]
 
     def __call__(self, cohort: Cohort, views: Tensor) -> list[PeerOutput]:
         """Run the peers on views `[V, B, C, H, W]`; what follows on the present stream waits for all of them."""
         current = torch.cuda.current_stream(views.device)
         peers = []
-        for peer, stream in enumerate(self.streams):
+        for peer, stream in zip(cohort.here, self.streams, strict=True):
             stream.wait_stream(current)
             views.record_stream(stream)  # its memory is not given away while this stream may read it
             with torch.cuda.stream(stream):

@@ -30,7 +30,7 @@ def facts_of(net: nn.Module, shape: Sequence[int]) -> PeerFacts:
     """
     boundaries = net.boundaries() if isinstance(net, StagedNet) else ()
     known = cast("Tappable", net)
-    with _evaluating(net):
+    with evaluating(net):
         output = known.tap(torch.zeros(2, *shape), bool(known.stage_channels), bool(boundaries))
     return PeerFacts(
         embedding_dim=known.embedding_dim,
@@ -42,7 +42,8 @@ def facts_of(net: nn.Module, shape: Sequence[int]) -> PeerFacts:
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Context in which a network and its parts are in evaluation mode; each is in its own mode again afterwards."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     yield

@@ -14,6 +14,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from coterie.core.across import twice
 from coterie.core.world import averaged
 
 Objective = Callable[[], Tensor]
@@ -87,7 +88,9 @@ class Trial:
             self._set(values)
             decayed = torch._foreach_mul(to_values, -self.lr)
             slopes = torch._foreach_add(decayed, to_buffers)
-            bent = _products(earlier(), self.parameters, slopes, outer)
+            with twice():
+                value = earlier()
+            bent = _products(value, self.parameters, slopes, outer)
             torch._foreach_add_(to_values, bent[: len(self.parameters)])
             torch._foreach_add_(to_values, decayed if released else slopes, alpha=self.weight_decay)
             if released:

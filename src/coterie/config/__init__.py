@@ -4,6 +4,7 @@ from coterie.config.load import find_recipe, load_recipe, recipe_names, resolve,
 from coterie.config.schema import (
     CohortConfig,
     DataConfig,
+    ExchangeConfig,
     FewshotConfig,
     NetConfig,
     OptimConfig,
@@ -15,6 +16,7 @@ from coterie.config.schema import (
 __all__ = [
     "CohortConfig",
     "DataConfig",
+    "ExchangeConfig",
     "FewshotConfig",
     "NetConfig",
     "OptimConfig",

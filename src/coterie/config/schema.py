@@ -158,12 +158,19 @@ class TrainConfig:
         log_every: batches between rows of `metrics.jsonl`, besides one at each epoch's end; 0 for that one only.
         checkpoint_every: batches between checkpoints; 0 for one per epoch.
         keep: checkpoints kept, newest first; at least 2.
+        keep_every: batches between checkpoints that are kept for good besides; 0 for none.
+        background_saves: write checkpoints in a thread while training goes on, from a copy of the state in memory.
+        mirror: folder or URL, such as `s3://bucket/run`, where checkpoints are copied besides; nowhere when empty.
         evaluate_every: epochs between evaluations on the validation split.
         compile: `default` compiles the peers with `torch.compile`; `graph` records a whole step as a CUDA graph and
             replays it; `none` does neither.
         sync_batch_norm: where several processes train together, let batch norm see the images of all of them, so that
             they give what one process gives; otherwise those of its own, and running statistics are averaged.
         timeout: seconds that one of several processes waits for the others.
+        peer_ranks: processes that the peers are split over, as many on each; those left share the images of a batch.
+            With 1 every process holds all peers. Peers in different processes tell each other what they say, no more.
+        shard: cut weights, gradients and optimiser state of each peer into parts over the processes that share its
+            batches, for peers that outgrow a device.
     """
 
     device: str = "auto"
@@ -174,10 +181,15 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 0
     keep: int = 2
+    keep_every: int = 0
+    background_saves: bool = True
+    mirror: str = ""
     evaluate_every: int = 1
     compile: Literal["none", "default", "graph"] = "none"
     sync_batch_norm: bool = True
     timeout: float = 600.0
+    peer_ranks: int = 1
+    shard: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +215,42 @@ class FewshotConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeConfig:
+    """Where a job meets others, each a run of its own, to learn from them; see `coterie.methods.codistillation_jobs`.
+
+    Attributes:
+        folder: a folder that all jobs see, or the URL of an object store, such as `s3://bucket/folder`; nothing for no
+            exchange.
+        job: own name, of small letters, digits, `_` and `-`; no two jobs have the same.
+        partners: names of the jobs to hear; all that are found, up to `max_partners`, when there are none.
+        max_partners: jobs heard at most when none is named.
+        what: whole networks (`weights`), which see each batch, or the leader's scores of a number of training images
+            that all jobs know (`predictions`).
+        nets: networks that partners may have, when others than the own leader's; of `predictions` any.
+        every: batches between two moments of exchange.
+        max_age: batches that a partner may be behind; trust falls from 1, at twice `every`, to 0 at this age.
+        images: number of training images whose scores are exchanged.
+        keep: own blobs that are kept, newest first; 0 for all.
+        timeout: seconds that the end of a run waits for its last blob to be published.
+        replay: folder of a run whose exchange is repeated from its log and from blobs that are still there; then
+            nothing is published.
+    """
+
+    folder: str = ""
+    job: str = ""
+    partners: tuple[str, ...] = ()
+    max_partners: int = 4
+    what: Literal["weights", "predictions"] = "weights"
+    nets: tuple[str, ...] = ()
+    every: int = 50
+    max_age: int = 500
+    images: int = 2048
+    keep: int = 3
+    timeout: float = 30.0
+    replay: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A whole run. In a recipe file `method` is a table with a `name` and that method's own knobs.
 
@@ -220,6 +268,7 @@ class Recipe:
         optim: how parameters are changed.
         train: how the loop runs.
         fewshot: how new classes are scored, where validation and test hold such.
+        exchange: where other jobs are met.
     """
 
     method: str = "independent"
@@ -233,3 +282,4 @@ class Recipe:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     fewshot: FewshotConfig = FewshotConfig()
+    exchange: ExchangeConfig = ExchangeConfig()

@@ -12,7 +12,7 @@ from coterie.core.errors import (
 )
 from coterie.core.method import METHODS, Episode, Facts, Memory, Method, Needs, Outer, Paper, PeerFacts
 from coterie.core.registry import Registry
-from coterie.core.types import Batch, PeerOutput, Peers, Term, Terms, logits_of
+from coterie.core.types import Batch, PartnerOutput, PeerOutput, Peers, Term, Terms, logits_of
 
 __all__ = [
     "METHODS",
@@ -30,6 +30,7 @@ __all__ = [
     "NumericError",
     "Outer",
     "Paper",
+    "PartnerOutput",
     "PeerFacts",
     "PeerOutput",
     "Peers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def describe_environment() -> dict[str, JsonValue]:
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())],
         "processes": world().size,
+        "peer_ranks": world().peers.size,
     }
 
 
@@ -48,10 +50,18 @@ def exactness_lost(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]
         >>> exactness_lost({"torch": "2.11.0", "threads": 2}, {"torch": "2.13.0", "threads": 2})
         ["torch '2.11.0' -> '2.13.0'"]
     """
-    before, now = {"processes": 1, **before}, {"processes": 1, **now}
+    before, now = map(_by_batch, (before, now))
     return [f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in EXACT if before.get(key) != now.get(key)]
 
 
+def _by_batch(environment: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The same with those processes alone that share a batch: where peers live changes no bit."""
+    full: dict[str, JsonValue] = {"processes": 1, "peer_ranks": 1, **environment}
+    total, ranks = full["processes"], full["peer_ranks"]
+    return {**full, "processes": total // ranks} if isinstance(total, int) and isinstance(ranks, int) else full
+
+
+@cache
 def package_version() -> str:
     """The version of this package as it is installed, or `unknown` when it runs from bare files."""
     try:

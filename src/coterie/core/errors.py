@@ -88,8 +88,9 @@ class UnknownName(ConfigError):
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, on one line of at most 200 characters; its kind where it says nothing."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What an error says, on one line of at most 200 characters, then its notes; its kind where it says nothing."""
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return said + "".join(f" ({' '.join(note.split())})" for note in getattr(error, "__notes__", ()))
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,6 +24,8 @@ JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping
 
 LEFTOVERS = (".tmp-", ".del-")
 """Prefixes of names that only an interrupted writer leaves behind."""
+PREVIOUS = ".old-"
+"""Prefix of what stands in for a folder while it is replaced."""
 
 
 class RecordWarning(UserWarning):
@@ -67,12 +69,37 @@ def write_synced(path: Path, content: bytes) -> None:
         OSError: as the system reports it, disk full included.
     """
     path.unlink(missing_ok=True)
+    write_new(path, [content])
+    sync_file(path)
+
+
+def write_new(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file that must not exist, under the umask; it is not on disk before `sync_file`.
+
+    Raises:
+        OSError: as the system reports it, disk full included.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
-        rest = memoryview(content)
-        while rest:
-            rest = rest[file.write(rest) :]
+    try:
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file to disk; links are not followed.
+
+    Raises:
+        OSError: as the system reports it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -147,12 +174,19 @@ def finite(value: JsonValue) -> JsonValue:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted writer left in a folder; call it only while holding the lock of the run."""
+    """Remove what an interrupted writer left in a folder; call it only while holding the lock of the run.
+
+    A predecessor `.old-NAME` goes where NAME has taken its place.
+    """
     if not folder.is_dir():
         return
     for path in list(folder.iterdir()):
-        if path.name.startswith(LEFTOVERS):
+        if path.name.startswith(LEFTOVERS) or _is_replaced(path):
             remove_tree(path)
+
+
+def _is_replaced(path: Path) -> bool:
+    return path.name.startswith(PREVIOUS) and is_taken(path.with_name(path.name.removeprefix(PREVIOUS)))
 
 
 def remove_tree(path: Path) -> None:

@@ -82,6 +82,9 @@ class Needs:
         teacher: whether there must be a teacher: one of `teacher.*`, or a frozen peer.
         equal_channels: whether a student's stages must have as many channels as its teacher's.
         episode: batches that are episodes, sorted by class, the shots of a class before its queries; None for others.
+        partners: whether it learns from other jobs: there must be an `exchange`, which fills `Batch.partners`.
+        one_place: whether all peers must live in one process, since the method uses more of them than what they say:
+            their weights, or derivatives with respect to other peers' outputs.
     """
 
     views: int | Literal["per_peer"] = 1
@@ -98,6 +101,8 @@ class Needs:
     teacher: bool = False
     equal_channels: bool = False
     episode: Episode | None = None
+    partners: bool = False
+    one_place: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

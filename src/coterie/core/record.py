@@ -11,6 +11,7 @@ runs/NAME/
     report*.png        pictures
     best/              the checkpoint that was best on validation
     checkpoints/       the newest checkpoints
+    heartbeats/        what each process was last heard to do
     export/            the leader, ready to ship
     .lock              held while a process writes here
 """
@@ -22,6 +23,7 @@ import dataclasses
 import errno
 import json
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +62,9 @@ class Status:
         epoch: epochs begun, counted from 0.
         exit_code: of the process; None while it runs.
         message: the error in one line, or empty.
+        saved: step of the newest checkpoint of this process that is whole on disk.
+        mirrored: step of its newest checkpoint that is whole in `train.mirror`.
+        mirror_failures: how often copying to `train.mirror` has failed.
     """
 
     state: State
@@ -67,6 +72,9 @@ class Status:
     epoch: int = 0
     exit_code: int | None = None
     message: str = ""
+    saved: int = 0
+    mirrored: int = 0
+    mirror_failures: int = 0
 
 
 class RunFolder:
@@ -89,9 +97,11 @@ class RunFolder:
         self.result = self.path / "result.json"
         self.best = self.path / "best"
         self.checkpoints = self.path / "checkpoints"
+        self.heartbeats = self.path / "heartbeats"
         self.export = self.path / "export"
         self.lock_file = self.path / ".lock"
         self._made = False
+        self._status_lock = threading.Lock()
 
     def __str__(self) -> str:
         return repr(str(self.path))
@@ -149,6 +159,7 @@ class RunFolder:
         with locked(self.lock_file):
             remove_leftovers(self.path)
             remove_leftovers(self.checkpoints)
+            remove_leftovers(self.heartbeats)
             yield
 
     def write_recipe(self, text: str) -> None:
@@ -156,10 +167,10 @@ class RunFolder:
         if self.writes:
             write_text_atomically(self.recipe, text)
 
-    def write_environment(self, name: str) -> None:
-        """Store versions and hardware of this process, and how tables call the run."""
+    def write_environment(self, name: str, **facts: JsonValue) -> None:
+        """Store versions and hardware of this process, how tables call the run, and more facts about it."""
         if self.writes:
-            write_json_atomically(self.environment, {"name": name, **describe_environment()})
+            write_json_atomically(self.environment, {"name": name, **describe_environment(), **facts})
 
     def add_to_environment(self, **facts: JsonValue) -> None:
         """Store more about how a run is computed, beside what `write_environment` stored."""
@@ -200,8 +211,9 @@ class RunFolder:
     def write_status(self, status: Status) -> None:
         """Store the status; a disk that is full costs the file and a warning, not the run."""
         try:
-            if self.writes:
-                write_json_atomically(self.status, dataclasses.asdict(status))
+            with self._status_lock:  # a thread that saves tells of it too
+                if self.writes:
+                    write_json_atomically(self.status, dataclasses.asdict(status))
         except CheckpointError as error:
             warnings.warn(str(error), RecordWarning, stacklevel=2)
 
@@ -266,12 +278,19 @@ class MetricsLog:
 
     def offset(self) -> int:
         """Bring the rows to disk and return their length in bytes, for a checkpoint to keep."""
+        self.sync()
+        return self.size()
+
+    def size(self) -> int:
+        """Length of the rows in bytes, on disk or on their way there."""
+        return self.path.stat().st_size if self.writes and self.path.exists() else 0
+
+    def sync(self) -> None:
+        """Bring the rows to disk; a disk that refuses costs rows, not the run."""
         if not self.writes or not self.path.exists():
-            return 0
-        with open_regular(self.path) as file:
-            with contextlib.suppress(OSError):
-                os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size
+            return
+        with open_regular(self.path) as file, contextlib.suppress(OSError):
+            os.fsync(file.fileno())
 
     def truncate(self, offset: int) -> None:
         """Cut rows that were written after a checkpoint; 0 removes all.

@@ -26,6 +26,8 @@ class Batch:
         step: `[]` int64, batches drawn before this one since the run began, on the device of the views; with
             `epoch` and `indices` the only source of randomness a method may use (see `coterie.core.draws`).
         teachers: what each teacher says about the images, constants; empty without teachers.
+        partners: what networks of other jobs say about them, constants; empty without an exchange and while none is
+            heard of.
     """
 
     views: Tensor
@@ -34,6 +36,7 @@ class Batch:
     epoch: Tensor
     step: Tensor
     teachers: tuple[PeerOutput, ...] = ()
+    partners: tuple[PartnerOutput, ...] = ()
 
     @property
     def size(self) -> int:
@@ -41,7 +44,7 @@ class Batch:
         return self.labels.shape[0]
 
     def on(self, device: torch.device) -> Batch:
-        """Copy to a device, without waiting for pinned memory to arrive; what teachers say stays where it is."""
+        """Copy to a device, without waiting for pinned memory; what teachers and partners say stays where it is."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
         return replace(self, **moved)
 
@@ -67,6 +70,29 @@ class PeerOutput:
     embedding: Tensor
     stages: tuple[Tensor, ...] = ()
     preactivations: tuple[Tensor, ...] = ()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them in one order: logits, embedding, maps after stages, maps before activations."""
+        return self.logits, self.embedding, *self.stages, *self.preactivations
+
+
+def by_identity(outputs: Iterable[PeerOutput]) -> dict[int, Tensor]:
+    """The tensors of peer outputs by `id`, each once: several peers may share a map."""
+    return {id(tensor): tensor for output in outputs for tensor in output.tensors()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartnerOutput:
+    """What a network of another job says about a batch; it may be out of date.
+
+    Attributes:
+        logits: `[B, K]` raw class scores, constants.
+        trust: `[B]` floating point in `[0, 1]`, how far to follow it: less the older it is, 0 for an image about which
+            nothing is known.
+    """
+
+    logits: Tensor
+    trust: Tensor
 
 
 Peers = Sequence[PeerOutput]

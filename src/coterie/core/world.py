@@ -6,20 +6,41 @@ method sees the whole batch on every rank, computes the same losses and keeps th
 Gradients follow one rule: what autograd differentiates is the sum over ranks of their losses, which are all the same
 one. The mean over ranks of the gradients of their copies of a parameter is then the gradient of that loss, to first and
 to second order, whether a parameter was used before the gathering (each rank has a part) or after it (each has all).
+
+Where peers live in different processes ranks form a mesh: along its `data` lines they hold the same peers and share a
+batch, as above; along its `peers` lines they see the same images and hold different peers, see `coterie.core.across`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from coterie.core.types import PeerOutput
+from coterie.core.types import PeerOutput, by_identity
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Ranks along one dimension of the mesh, as one of them sees them.
+
+    Attributes:
+        rank: place of this process in `0 .. size-1`.
+        size: number of ranks.
+        group: carries tensors of the device; None for all processes that torch was set up with.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,23 +50,39 @@ class World:
     Attributes:
         rank: number of this process in `0 .. size-1`; rank 0 writes the folder of the run.
         size: number of processes.
-        group: carries tensors of the device; None for all processes that torch was set up with.
-        control: carries small messages, on the CPU.
+        peers: ranks that see the same images and hold other peers each; this one only where each holds all peers.
+        rows: ranks that hold the same peers and share the images of a batch; None for all processes.
+        mesh: both dimensions as torch names them, `peer` and `data`; None where each process holds all of all peers.
+        control: carries small messages between all processes, on the CPU.
         patient: as `control`, for waits without a practical limit.
         global_norm: whether batch norm takes its statistics from the images of all ranks.
+        notes: what ranks have told each other once and need not say again.
     """
 
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
+    peers: Line = Line()
+    rows: Line | None = None
+    mesh: DeviceMesh | None = None
     control: dist.ProcessGroup | None = None
     patient: dist.ProcessGroup | None = None
     global_norm: bool = True
+    notes: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def alone(self) -> bool:
         """Whether this is the only process."""
         return self.size == 1
+
+    @property
+    def data(self) -> Line:
+        """The ranks that hold the same peers and share the images of a batch."""
+        return self.rows or Line(rank=self.rank, size=self.size)
+
+    @property
+    def spread(self) -> bool:
+        """Whether peers live in different processes."""
+        return self.peers.size > 1
 
     @property
     def writes(self) -> bool:
@@ -59,10 +96,34 @@ class World:
             >>> World(rank=1, size=2).share(torch.arange(6))
             tensor([3, 4, 5])
         """
+        line = self.data
+        part = rows.shape[-1] // line.size
+        return rows if line.size == 1 else rows[..., line.rank * part : (line.rank + 1) * part]
+
+    def block(self, count: int) -> range:
+        """Which of `count` peers live in this process, as many as in every other one.
+
+        Example:
+            >>> World(rank=1, size=2, peers=Line(rank=1, size=2), rows=Line()).block(4)
+            range(2, 4)
+        """
+        part = count // self.peers.size
+        return range(self.peers.rank * part, (self.peers.rank + 1) * part)
+
+    def owner(self, peer: int, count: int) -> int:
+        """Number of the first process in which one of `count` peers lives."""
+        return peer // (count // self.peers.size) * self.data.size
+
+    def texts(self, text: str) -> list[str]:
+        """What every process has to say, in order of ranks; each may say as much as it likes."""
         if self.alone:
-            return rows
-        part = rows.shape[-1] // self.size
-        return rows[..., self.rank * part : (self.rank + 1) * part]
+            return [text]
+        content = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        sizes = _gather_rows(torch.tensor([len(content)]), Line(size=self.size, group=self.control)).tolist()
+        padded = content.new_zeros(1, max(sizes))
+        padded[0, : len(content)] = content
+        rows = _gather_rows(padded, Line(size=self.size, group=self.control))
+        return [bytes(row[:size].tolist()).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 ALONE = World()
@@ -88,7 +149,7 @@ def inside(entered: World) -> Iterator[World]:
 
 
 def gather(outputs: Sequence[PeerOutput]) -> list[PeerOutput]:
-    """Put together what all ranks' peers say about their shares of a batch.
+    """Put together what the peers say about all shares of a batch.
 
     Tensors of one dtype travel together: one exchange for all peers, however many. A map that several peers share is
     sent once.
@@ -99,27 +160,27 @@ def gather(outputs: Sequence[PeerOutput]) -> list[PeerOutput]:
     Returns:
         The same on the whole batch, `[B, ...]` in the order of its rows, with gradient where there was one.
     """
-    if _current.alone:
+    line = _current.data
+    if line.size == 1:
         return list(outputs)
-    found = {id(tensor): tensor for output in outputs for tensor in _tensors(output)}
     kinds: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in found.values():
+    for tensor in by_identity(outputs).values():
         kinds.setdefault(tensor.dtype, []).append(tensor)
     gathered: dict[int, Tensor] = {}
     for alike in kinds.values():
-        gathered |= zip(map(id, alike), _gather_together(alike, _current), strict=True)
+        gathered |= zip(map(id, alike), _gather_together(alike, line), strict=True)
     return [_replaced(output, gathered) for output in outputs]
 
 
 @torch.no_grad()
 def whole(rows: Tensor) -> Tensor:
     """Append the rows `[b, ...]` of all ranks to `[B, ...]`, without gradient."""
-    return rows if _current.alone else _gather_rows(rows, _current)
+    return rows if _current.data.size == 1 else _gather_rows(rows, _current.data)
 
 
 @torch.no_grad()
 def averaged(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Average tensors of one dtype over all ranks, in one exchange.
+    """Average tensors of one dtype over the ranks that hold the same peers, in one exchange.
 
     Args:
         tensors: such as gradients; the same shapes on all ranks.
@@ -127,17 +188,19 @@ def averaged(tensors: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         New tensors, or those that were given for a world of one.
     """
-    if _current.alone or not tensors:
+    line = _current.data
+    if line.size == 1 or not tensors:
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat, group=_current.group)
-    parts = torch.split(flat / _current.size, [tensor.numel() for tensor in tensors])
+    dist.all_reduce(flat, group=line.group)
+    parts = torch.split(flat / line.size, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """Add a tensor over all ranks, with gradient to each rank's own."""
-    total: Tensor = tensor if _current.alone else _Sum.apply(tensor, _current)  # type: ignore[no-untyped-call]
+    """Add a tensor over the ranks that share a batch, with gradient to each rank's own."""
+    line = _current.data
+    total: Tensor = tensor if line.size == 1 else _Sum.apply(tensor, line)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -145,7 +208,7 @@ class _Sum(torch.autograd.Function):
     """Adds over ranks; so does its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, among: World) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, value: Tensor, among: Line) -> Tensor:  # noqa: ANN401
         ctx.among = among
         total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=among.group)
@@ -164,7 +227,7 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, among: World, known: Tensor | None = None) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, rows: Tensor, among: Line, known: Tensor | None = None) -> Tensor:  # noqa: ANN401
         ctx.among = among
         return _gather_rows(rows, among) if known is None else known.view_as(known)
 
@@ -181,7 +244,7 @@ class _Scatter(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, among: World) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, rows: Tensor, among: Line) -> Tensor:  # noqa: ANN401
         ctx.among = among
         part = len(rows) // among.size
         return rows[among.rank * part : (among.rank + 1) * part] * among.size
@@ -191,13 +254,13 @@ class _Scatter(torch.autograd.Function):
         return _Gather.apply(slopes[0], ctx.among), None  # type: ignore[no-untyped-call]
 
 
-def _gather_rows(rows: Tensor, among: World) -> Tensor:
+def _gather_rows(rows: Tensor, among: Line) -> Tensor:
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(among.size)]
     dist.all_gather(parts, rows.contiguous(), group=among.group)
     return torch.cat(parts)
 
 
-def _gather_together(tensors: Sequence[Tensor], among: World) -> list[Tensor]:
+def _gather_together(tensors: Sequence[Tensor], among: Line) -> list[Tensor]:
     """Gather tensors `[b, ...]` of one dtype in one exchange."""
     with torch.no_grad():
         flat = torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
@@ -207,10 +270,6 @@ def _gather_together(tensors: Sequence[Tensor], among: World) -> list[Tensor]:
         _Gather.apply(tensor, among, known) if tensor.requires_grad else known  # type: ignore[no-untyped-call]
         for tensor, known in zip(tensors, found, strict=True)
     ]
-
-
-def _tensors(output: PeerOutput) -> tuple[Tensor, ...]:
-    return output.logits, output.embedding, *output.stages, *output.preactivations
 
 
 def _replaced(output: PeerOutput, gathered: dict[int, Tensor]) -> PeerOutput:

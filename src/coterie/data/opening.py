@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from coterie.config.schema import DataConfig
@@ -30,6 +31,8 @@ class Opened:
         normalisation: applied after augmentation.
         unseen: whether validation and test hold classes that training does not know; each numbers its own from 0.
         test_labels: `[N]` int64, labels of the test split, where they are known without opening it.
+        whole: all training images of the data set, before a limit and a validation split; those of a run are `train`.
+        rows: `[N]` int64, for each image of `train` its row in `whole`.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Opened:
     normalisation: Normalisation
     unseen: bool = False
     test_labels: Tensor | None = None
+    whole: Split | None = None
+    rows: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -66,7 +71,7 @@ def open_data(config: DataConfig, seed: int, source: Source | None = None) -> Op
     _check_config(config)
     source = source or DATA[config.name](config, seed)
     _check_source(source, config)
-    train, validation = _divided(source, config, seed)
+    train, validation, rows = _divided(source, config, seed)
     check_batch_size(len(train.labels), config.batch_size)
     return Opened(
         name=source.name,
@@ -77,6 +82,8 @@ def open_data(config: DataConfig, seed: int, source: Source | None = None) -> Op
         normalisation=source.normalisation,
         unseen=source.unseen,
         test_labels=source.test_labels,
+        whole=source.train,
+        rows=rows,
     )
 
 
@@ -87,15 +94,17 @@ def _check_config(config: DataConfig) -> None:
             raise ConfigError(f"data.{name}={getattr(config, name)} is too small; give at least {low}")
 
 
-def _divided(source: Source, config: DataConfig, seed: int) -> tuple[Split, Split | None]:
-    """The training images, as many as asked for, and those held out."""
+def _divided(source: Source, config: DataConfig, seed: int) -> tuple[Split, Split | None, Tensor]:
+    """The training images, as many as asked for, those held out, and the rows of the former in the data set."""
     train, validation = source.train, source.validation if config.validation else None
+    kept = torch.arange(len(train.labels))
     if config.limit:
-        train = train.select(limit_rows(train.labels, config.limit, seed))
+        kept = limit_rows(train.labels, config.limit, seed)
+        train = train.select(kept)
     if config.validation and validation is None:
         rows, held = hold_out(train.labels, config.validation, draws.mix(seed, "split"))
-        return train.select(rows), train.select(held)
-    return train, validation
+        return train.select(rows), train.select(held), kept[rows]
+    return train, validation, kept
 
 
 def _check_source(source: Source, config: DataConfig) -> None:

@@ -10,12 +10,21 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from coterie.core.crash import crash_point
 from coterie.core.errors import CheckpointError, ConfigError
-from coterie.core.files import RecordWarning, is_taken, reason, remove_leftovers, remove_tree, sync_folder, unused_path
+from coterie.core.files import (
+    PREVIOUS,
+    RecordWarning,
+    is_taken,
+    reason,
+    remove_leftovers,
+    remove_tree,
+    sync_folder,
+    unused_path,
+)
 from coterie.engine.checkpoint_files import (
     DamagedCheckpoint,
     free_space,
@@ -42,6 +51,10 @@ class CheckpointStore:
     Args:
         folder: `checkpoints/` of a run; made by the first save.
         keep: how many to keep, newest first.
+        keep_every: steps between those that are kept for good besides; 0 for none, see `expendable`.
+
+    Attributes:
+        held: a step that is being copied elsewhere and must stay until then; -1 for none.
 
     Raises:
         ConfigError: `keep` is below 2, which would leave nothing to fall back to.
@@ -56,11 +69,13 @@ class CheckpointStore:
         ([2, 3], 3, [1.0, 1.0])
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0) -> None:
         if keep < 2:
             raise ConfigError(f"train.keep is {keep} and must be at least 2, so that a damaged checkpoint has a spare")
         self.folder = folder
         self.keep = keep
+        self.keep_every = keep_every
+        self.held = -1
 
     def steps(self) -> list[int]:
         """Step numbers of the checkpoints on disk, whole or not, rising.
@@ -98,10 +113,19 @@ class CheckpointStore:
         if not self._holds(step, snapshot):
             _make(self.folder)
             save_to(target, step, snapshot, now=now)
-        for old in self.steps()[: -self.keep]:
-            _retire(_previous(self.path_of(old)))
-            _retire(self.path_of(old))
+        self.retire(step)
         return target
+
+    def retire(self, saved: int) -> None:
+        """Remove what is no longer kept; what cannot be removed stays, with a warning.
+
+        Args:
+            saved: a step that is whole and stays whatever its number.
+        """
+        for old in expendable(self.steps(), self.keep, self.keep_every):
+            if old not in (saved, self.held):
+                _retire(_previous(self.path_of(old)))
+                _retire(self.path_of(old))
 
     def load(self, step: int) -> Snapshot:
         """Read the checkpoint of one step; see `load_newest` for errors, but nothing is set aside."""
@@ -181,6 +205,29 @@ class CheckpointStore:
         warnings.warn(message, CheckpointWarning, stacklevel=4)
 
 
+def expendable(steps: Sequence[int], keep: int, every: int = 0) -> list[int]:
+    """Name the checkpoints that are not kept: all but the newest, and but the first one at or after each multiple.
+
+    Args:
+        steps: numbers of the checkpoints there are, rising.
+        keep: how many of the newest stay.
+        every: steps between two that stay for good; 0 for none.
+
+    Example:
+        >>> expendable([100, 200, 300, 400, 500], keep=2), expendable([100, 200, 300, 400, 500], keep=2, every=200)
+        ([100, 200, 300], [100, 300])
+        >>> expendable([100, 250, 300, 450, 500, 600], keep=1, every=200)  # none was saved at 200, the next one counts
+        [100, 300, 500]
+    """
+    for_good = _first_at(steps, every) if every else ()
+    return [step for step in steps[:-keep] if step not in for_good]
+
+
+def _first_at(steps: Sequence[int], every: int) -> Collection[int]:
+    """The first step at or after each multiple."""
+    return {step // every: step for step in reversed(steps) if step >= every}.values()
+
+
 def save_to(folder: Path, step: int, snapshot: Snapshot, *, now: float | None = None) -> None:
     """Write one checkpoint at a fixed place, replacing the one that is there; for `best/`.
 
@@ -199,8 +246,16 @@ def save_to(folder: Path, step: int, snapshot: Snapshot, *, now: float | None = 
             _retire(previous)
             folder.rename(previous)  # `load_from` looks here while the place is empty
             crash_point("previous-kept")
-        _into_place(temporary, folder)
+        into_place(temporary, folder)
     _retire(previous)
+
+
+def into_place(temporary: Path, target: Path) -> None:
+    """Rename a folder that is whole on disk, so that it is there or not there after any crash."""
+    temporary.rename(target)
+    crash_point("checkpoint-renamed")
+    sync_folder(target.parent)
+    crash_point("parent-synced")
 
 
 def load_from(folder: Path) -> tuple[int, Snapshot]:
@@ -237,13 +292,6 @@ def _staged(target: Path, step: int, snapshot: Snapshot, now: float | None) -> I
         raise
 
 
-def _into_place(temporary: Path, target: Path) -> None:
-    temporary.rename(target)
-    crash_point("checkpoint-renamed")
-    sync_folder(target.parent)
-    crash_point("parent-synced")
-
-
 def _refuse_link(folder: Path) -> None:
     if folder.is_symlink():
         raise CheckpointError(f"{folder} is a symbolic link, which a run does not follow; remove it")
@@ -273,4 +321,4 @@ def _retire(path: Path) -> None:
 
 
 def _previous(folder: Path) -> Path:
-    return folder.with_name(f".old-{folder.name}")
+    return folder.with_name(f"{PREVIOUS}{folder.name}")

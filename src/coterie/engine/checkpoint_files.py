@@ -6,6 +6,7 @@ accidents do, flipped bits included, which safetensors itself does not notice. N
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,13 +20,13 @@ from typing import TypeGuard, TypeVar
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from coterie.core.crash import crash_point
 from coterie.core.environment import package_version
 from coterie.core.errors import CheckpointError
-from coterie.core.files import JsonValue, open_regular, read_json, reason, sha256_of, sync_folder, write_synced
+from coterie.core.files import JsonValue, open_regular, read_json, reason, sha256_of, sync_file, sync_folder, write_new
 from coterie.engine.snapshot import Snapshot, Tensors, as_mapping, values_json
+from coterie.engine.tensor_files import write_tensors
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ VALUES = "values.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\.(safetensors|json)")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MARGIN = 1.1
+_POINTS = {VALUES: "values-written", MANIFEST: "manifest-written"}
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -53,12 +55,12 @@ class Entry:
 
 
 def write_checkpoint(folder: Path, step: int, snapshot: Snapshot, *, now: float | None = None) -> None:
-    """Write a checkpoint into a new folder and bring every byte to disk.
+    """Write a checkpoint into a new folder, hashing on the way, and bring every byte to disk.
 
     Args:
         folder: made here, must not exist; the caller renames it into place and removes it after an error.
         step: steps taken when the snapshot was made.
-        snapshot: tensors on any device; copied to the CPU one file at a time.
+        snapshot: tensors on any device; copied to the CPU one at a time.
         now: seconds since 1970 to note down; the clock's by default.
 
     Raises:
@@ -66,19 +68,20 @@ def write_checkpoint(folder: Path, step: int, snapshot: Snapshot, *, now: float 
         OSError: as the system reports it, disk full included.
     """
     folder.mkdir()
-    mode = folder.stat().st_mode & 0o666  # what the umask leaves to a file
     entries: dict[str, Entry] = {}
     for stem, tensors in snapshot.tensors.items():
         _require_name(f"{stem}.safetensors")
         path = folder / f"{stem}.safetensors"
-        _write_tensors(path, tensors, mode)
-        entries[path.name] = _entry_of(path)
-        crash_point("tensors-written")
-    write_synced(folder / VALUES, values_json(snapshot.values))
-    entries[VALUES] = _entry_of(folder / VALUES)
-    crash_point("values-written")
-    write_synced(folder / MANIFEST, _manifest(step, entries, time.time() if now is None else now))
-    crash_point("manifest-written")
+        entries[path.name] = Entry(*write_tensors(path, tensors))
+        crash_point("tensors-unsynced")
+    values = values_json(snapshot.values)
+    write_new(folder / VALUES, [values])
+    entries[VALUES] = Entry(len(values), hashlib.sha256(values).hexdigest())
+    write_new(folder / MANIFEST, [_manifest(step, entries, time.time() if now is None else now)])
+    crash_point("manifest-unsynced")
+    for name in (*entries, MANIFEST):  # all together: most disks then work once
+        sync_file(folder / name)
+        crash_point(_POINTS.get(name, "tensors-written"))
     sync_folder(folder)
     crash_point("folder-synced")
 
@@ -138,6 +141,23 @@ def require_space(folder: Path, step: int, snapshot: Snapshot) -> None:
         raise no_space(folder, step, need, free)
 
 
+def require_free(folder: Path, size: int) -> None:
+    """Refuse to fetch what would not fit, before a byte is written.
+
+    Raises:
+        CheckpointError: free space is less than 1.1 times the size.
+    """
+    free = free_space(folder)
+    if free < size * _MARGIN:
+        raise CheckpointError(f"cannot fetch {size} bytes to {folder}: {free} are free; make room")
+
+
+def verify_files(folder: Path, entries: Mapping[str, Entry]) -> None:
+    """Read files against sizes and hashes of a manifest; raises `DamagedCheckpoint` for the first that differs."""
+    for name, entry in entries.items():
+        _verify(folder / name, entry)
+
+
 def free_space(folder: Path) -> int:
     """Bytes that this user may still write where a folder is."""
     return shutil.disk_usage(folder).free
@@ -149,38 +169,6 @@ def no_space(folder: Path, step: int, need: int, free: int, why: str = "not enou
         f"cannot save step {step} in {folder}: {why}, {need} bytes needed and {free} free;"
         " make room, older checkpoints are intact"
     )
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], mode: int) -> None:
-    try:
-        safetensors.torch.save_file(_separate(tensors), path)
-    except SafetensorError as error:
-        raise OSError(None, str(error)) from error
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path.name} cannot hold these tensors: {error}; store dense tensors only") from error
-    path.chmod(mode)  # safetensors leaves 0600
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        crash_point("tensors-unsynced")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> Tensors:
-    copies: Tensors = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        copy = tensor.detach().to("cpu").contiguous()
-        if copy.untyped_storage().data_ptr() in seen:
-            copy = copy.clone()  # safetensors refuses tensors that share memory
-        seen.add(copy.untyped_storage().data_ptr())
-        copies[name] = copy
-    return copies
-
-
-def _entry_of(path: Path) -> Entry:
-    return Entry(path.stat().st_size, sha256_of(path))
 
 
 def _manifest(step: int, entries: Mapping[str, Entry], now: float) -> bytes:

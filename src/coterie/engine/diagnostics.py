@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from coterie.core.across import in_order
+from coterie.core.shards import is_shard, whole_of
 from coterie.core.types import Batch, Peers, Terms
 from coterie.core.world import averaged, whole, world
 from coterie.engine.loop import Run
@@ -67,26 +69,47 @@ class Diagnostics:
 
 def _first(batch: Batch, count: int) -> Batch:
     """The first images of a batch, spread over the ranks anew."""
-    count -= count % world().size
+    count -= count % world().data.size
     views = batch.views
-    if not world().alone and batch.size > count:
+    if world().data.size > 1 and batch.size > count:
         rows = whole(views.transpose(0, 1))[:count].transpose(0, 1)
         views = rows[:, world().share(torch.arange(count, device=rows.device))]
     return replace(batch, views=views[:, :count], labels=batch.labels[:count], indices=batch.indices[:count])
 
 
 def _gradient_norms(run: Run, terms: Terms) -> dict[str, Tensor]:
-    parameters = list(run.objective.trainable().values())
-    norms = {}
-    for term in terms:
-        value = term.weight * term.value
-        if not value.requires_grad:
-            norms[term.name] = value.new_zeros(())
-            continue
+    return {term.name: _gradient_norm(run, term.weight * term.value) for term in terms}
+
+
+def _gradient_norm(run: Run, value: Tensor) -> Tensor:
+    own: list[Tensor] = []
+    common: list[Tensor] = []
+    found = _gradients(run.objective.trainable(), value) if value.requires_grad else {}
+    for name, grad in found.items():
+        (common if name.startswith("method.") else own).append(whole_of(at_least_float32(grad).square().sum()))
+    squares = [*in_order(own, at_least_float32(value.detach())), *common]
+    return torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
+
+
+def _gradients(named: Mapping[str, Tensor], value: Tensor) -> dict[str, Tensor]:
+    """Gradients of a value, averaged over ranks, of those parameters that it depends on."""
+    parameters = list(named.values())
+    if any(map(is_shard, parameters)):
+        grads = _left_by_backward(parameters, value)
+    else:
         grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        found = averaged([grad for grad in grads if grad is not None])
-        norms[term.name] = torch.stack([at_least_float32(grad).square().sum() for grad in found]).sum().sqrt()
-    return norms
+    found = {name: grad for name, grad in zip(named, grads, strict=True) if grad is not None}
+    own = {name: grad for name, grad in found.items() if not is_shard(grad)}
+    return found | dict(zip(own, averaged(list(own.values())), strict=True))
+
+
+def _left_by_backward(parameters: Sequence[Tensor], value: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of parameters in parts: what averages them listens to backward passes only."""
+    value.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    grads = tuple(parameter.grad for parameter in parameters)
+    for parameter in parameters:
+        parameter.grad = None
+    return grads
 
 
 def _shares(values: dict[str, Tensor]) -> dict[str, float]:

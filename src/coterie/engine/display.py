@@ -43,6 +43,7 @@ class Display:
         self._task = self._progress.add_task("train", total=None, epoch=f"1/{epochs}", figures="")
         self._train = ""
         self._validation = ""
+        self._partners = ""
         self._speed = 0.0
         self._began = time.perf_counter()
         self._first: int | None = None
@@ -80,18 +81,28 @@ class Display:
 
     def on_row(self, row: dict[str, Any]) -> None:
         """Take the figures of a row of `metrics.jsonl`."""
-        if row["kind"] == "train":
-            terms = " ".join(f"{name} {value:.3f}" for name, value in row["terms"].items())
-            accuracy = " ".join(f"{value:.1f}" for value in row["accuracy"])
-            self._train = f"loss {row['loss']:.3f} ({terms})  peers {accuracy} %"
-        elif row["kind"] == "validation":
-            self._validation = (
-                f"  validation: leader {row['leader']['top1']:.2f} % ensemble {row['ensemble']['top1']:.2f} %"
-            )
+        takes = {"train": self._take_train, "validation": self._take_validation, "exchange": self._take_exchange}
+        take = takes.get(row["kind"])
+        if take is not None:
+            take(row)
+
+    def _take_train(self, row: dict[str, Any]) -> None:
+        terms = " ".join(f"{name} {value:.3f}" for name, value in row["terms"].items())
+        accuracy = " ".join(f"{value:.1f}" for value in row["accuracy"])
+        self._train = f"loss {row['loss']:.3f} ({terms})  peers {accuracy} %"
+
+    def _take_validation(self, row: dict[str, Any]) -> None:
+        leader, ensemble = row["leader"]["top1"], row["ensemble"]["top1"]
+        self._validation = f"  validation: leader {leader:.2f} % ensemble {ensemble:.2f} %"
+
+    def _take_exchange(self, row: dict[str, Any]) -> None:
+        ages = {said["job"]: row["step"] - said["step"] for said in row["adopted"]}
+        heard = ", ".join(f"{job} {abs(age)} steps {'old' if age >= 0 else 'ahead'}" for job, age in ages.items())
+        self._partners = f"  partners: {heard}" if heard else self._partners
 
     def on_timing(self, row: dict[str, Any]) -> None:
         """Take the speed of a row of `timing.jsonl`."""
         self._speed = row["images_per_second"]
 
     def _figures(self) -> str:
-        return f"{self._train}  {self._speed:.0f} images/s{self._validation}" if self._train else ""
+        return f"{self._train}  {self._speed:.0f} images/s{self._validation}{self._partners}" if self._train else ""

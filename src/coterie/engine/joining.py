@@ -18,6 +18,7 @@ from coterie.config import TrainConfig
 from coterie.core.errors import ConfigError, ParallelError, one_line
 from coterie.core.world import ALONE, World, inside
 from coterie.engine.interrupt import Interrupt
+from coterie.engine.mesh import check_mesh, groups_of, lines
 from coterie.engine.together import Together
 
 if TYPE_CHECKING:
@@ -40,12 +41,15 @@ def joined(train: TrainConfig, interrupt: Interrupt) -> Iterator[Together]:
         interrupt: the flag that signals raise in this process.
 
     Raises:
-        ConfigError: the launcher's variables are incomplete, or the device cannot be shared.
+        ConfigError: the launcher's variables are incomplete, the device cannot be shared, or the peers cannot be split
+            over so many processes.
         ParallelError: the other processes cannot be reached in time.
     """
     global _unsafe
     ours = not (dist.is_available() and dist.is_initialized())
-    if (_number("WORLD_SIZE", 1) if ours else dist.get_world_size()) == 1:
+    size = _number("WORLD_SIZE", 1) if ours else dist.get_world_size()
+    check_mesh(train, size)
+    if size == 1:
         yield Together(ALONE, interrupt)
         return
     timeout = timedelta(seconds=train.timeout)
@@ -53,12 +57,15 @@ def joined(train: TrainConfig, interrupt: Interrupt) -> Iterator[Together]:
     if ours:
         _set_up("nccl" if on_cuda else "gloo", timeout)
     _unsafe = ours
-    together = Together(_world(train, timeout), interrupt, _notes())
+    try:
+        together = Together(_world(train, timeout), interrupt, _notes())
+    except RuntimeError as error:
+        raise ParallelError(f"lost the other processes before all had met ({one_line(error)[:120]})") from error
     with inside(together.world):
         yield together
     if ours:
         gc.collect()  # a wrapper that outlives its group brings the process down at its end
-    for group in (together.world.control, together.world.patient, *[None] * ours):
+    for group in (*groups_of(together.world), *[None] * ours):
         dist.destroy_process_group(group)
     _unsafe = False
 
@@ -77,9 +84,11 @@ def leave(status: int) -> int:
 
 
 def _world(train: TrainConfig, timeout: timedelta) -> World:
+    rank, size = dist.get_rank(), dist.get_world_size()
     return World(
-        rank=dist.get_rank(),
-        size=dist.get_world_size(),
+        rank=rank,
+        size=size,
+        **lines(rank, size, train, timeout),
         control=dist.new_group(backend="gloo", timeout=timeout),
         patient=dist.new_group(backend="gloo", timeout=_FOREVER),
         global_norm=train.sync_batch_norm,

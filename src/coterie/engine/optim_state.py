@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coterie.core.errors import CheckpointError
 from coterie.core.files import JsonValue
+from coterie.core.shards import cut_as, whole_of
 from coterie.engine.snapshot import Plain, Tensors, as_list, as_mapping
 
 _KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")  # of SGD, Adam and AdamW
@@ -54,7 +55,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Names) -> Tensors
                 continue
             _require_tensor(value, f"{type(optimizer).__name__} keeps {key!r} of {name}")
             _check(value, parameter, name, key)
-            tensors[f"{name}/{key}"] = value.detach()
+            tensors[f"{name}/{key}"] = whole_of(value.detach())
     return tensors
 
 
@@ -109,7 +110,8 @@ def adopt_optimizer(
         tensors: what `optimizer_tensors` returned for the cohort before.
         renamed: name of a parameter now to its name then.
     """
-    shapes = {name: parameter.shape for parameter, name in names.items()}
+    changed = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    shapes = {name: parameter.shape for parameter, name in names.items() if parameter in changed}
     kept: Tensors = {}
     for now in renamed.keys() & shapes.keys():
         kept |= _fitting(tensors, renamed[now], now, shapes[now])
@@ -185,7 +187,7 @@ def _restored_state(
             raise CheckpointError(f"the checkpoint has state of {name!r}, which the optimiser does not change")
         number, parameter = numbered[name]
         _check(tensor, parameter, name, key)
-        copied = tensor.clone() if key == "step" else torch.empty_like(parameter).copy_(tensor)
+        copied = tensor.clone() if key == "step" else torch.empty_like(parameter).copy_(cut_as(tensor, parameter))
         state.setdefault(number, {})[key] = copied.detach()
     return state
 

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from coterie.core.across import largest
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -25,3 +27,12 @@ class Precision:
     def autocast(self) -> AbstractContextManager[object]:
         """Context of the forward pass."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide gradients by the scale; where one is infinite in any process, all will skip the step."""
+        if not self.scaler.is_enabled():
+            return
+        self.scaler.unscale_(optimizer)
+        found = self.scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+        infinite = next(iter(found.values()), torch.zeros((), device=self.device))  # of the one device of this process
+        found[infinite.device] = largest(infinite)

@@ -15,8 +15,9 @@ from coterie.core.draws import mix
 from coterie.core.errors import ParallelError
 from coterie.core.files import JsonValue
 from coterie.engine.checkpoint import CheckpointStore
-from coterie.engine.keeper import CheckpointKeeper
+from coterie.engine.keeper import PATIENCE, CheckpointKeeper
 from coterie.engine.loop import Run
+from coterie.engine.mesh import hand_out_peers, with_optimizers
 from coterie.engine.rng_state import restore_rng, rng_tensors, rng_values
 from coterie.engine.snapshot import Snapshot, as_mapping
 from coterie.engine.together import Together
@@ -28,11 +29,12 @@ class SharedStore(CheckpointStore):
     Args:
         folder: `checkpoints/` of a run.
         keep: how many to keep.
+        keep_every: steps between those that are kept for good besides.
         together: the ranks.
     """
 
-    def __init__(self, folder: Path, keep: int, together: Together) -> None:
-        super().__init__(folder, keep)
+    def __init__(self, folder: Path, keep: int, keep_every: int, together: Together) -> None:
+        super().__init__(folder, keep, keep_every)
         self.together = together
 
     def steps(self) -> list[int]:
@@ -55,8 +57,9 @@ class SharedStore(CheckpointStore):
 class SharedKeeper(CheckpointKeeper):
     """A `CheckpointKeeper` of several processes: all gather what rank 0 writes.
 
-    Others than rank 0 do not wait for the disk, but at the last checkpoint before they leave, since a launcher ends
-    the processes that are left when one has gone.
+    Ranks agree at each save on how it and the one before went, so that they fail together. In the background rank 0
+    alone copies and writes. All wait at the last checkpoint before they leave, since a launcher ends the processes that
+    are left when one has gone.
 
     Args:
         together: the ranks.
@@ -66,6 +69,12 @@ class SharedKeeper(CheckpointKeeper):
     def __init__(self, together: Together, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self.together = together
+        self.background = self.background and together.world.writes
+
+    def on_step(self, run: Run) -> None:
+        """Save when the number of batches has reached a multiple of `every`; see `CheckpointKeeper.save`."""
+        if self.every and run.passed(self.every):
+            self.save(run, PATIENCE)
 
     def snapshot(self, run: Run) -> Snapshot:
         """Gather what a checkpoint holds of a run, and the random generators of all ranks.
@@ -73,15 +82,13 @@ class SharedKeeper(CheckpointKeeper):
         Raises:
             ParallelError: ranks do not hold the same.
         """
+        hand_out_peers(run.objective, self.together.world)
         own = super().snapshot(run)
         check_alike(own, self.together)
-        return with_generators(own, self.together)
+        return with_generators(with_optimizers(own, run.objective.cohort, self.together.world), self.together)
 
     def save(self, run: Run, patience: int = 1) -> None:
-        """Write a checkpoint on rank 0; see `CheckpointKeeper.save`."""
-        if patience > 1:
-            super().save(run, patience)
-            return
+        """Write a checkpoint on rank 0; see `CheckpointKeeper.save`. What fails on one rank fails on all."""
         with self.together.checked("saving"):
             super().save(run, patience)
 
@@ -114,12 +121,12 @@ def check_alike(snapshot: Snapshot, together: Together) -> None:
     Raises:
         ParallelError: a sum differs; the part is named.
     """
-    names = [stem for stem in snapshot.tensors if stem != "rng"]
-    sums = torch.stack([_sum_of(snapshot.tensors[stem]) for stem in names]).cpu()
+    peers = [f"peer{m}" for m in range(len(snapshot.tensors)) if f"peer{m}" in snapshot.tensors]
+    names = [*peers, "method", "memory", "meters", *(f"{owner}.optim" for owner in (*peers, "method"))]
+    sums = torch.stack([_sum_of(snapshot.tensors.get(stem)) for stem in names]).cpu()
     for rank, other in enumerate(together.collect(sums)):
-        apart = [
-            name for name, same in zip(names, torch.isclose(sums, other, rtol=1e-6).tolist(), strict=True) if not same
-        ]
+        same = torch.isclose(sums, other, rtol=1e-6) | (sums < 0) | (other < 0)
+        apart = [name for name, equal in zip(names, same.tolist(), strict=True) if not equal]
         if apart:
             raise ParallelError(
                 f"rank {rank} holds another {apart[0]} than rank {together.world.rank}; resume from the last"
@@ -127,8 +134,10 @@ def check_alike(snapshot: Snapshot, together: Together) -> None:
             )
 
 
-def _sum_of(section: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Sum of the absolute values of all floating point tensors, float64."""
+def _sum_of(section: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    """Sum of the absolute values of all floating point tensors, float64; -1 for what this rank has not."""
+    if section is None:
+        return -torch.ones((), dtype=torch.float64)
     values = [tensor.abs().sum(dtype=torch.float64) for tensor in section.values() if tensor.is_floating_point()]
     return torch.stack([value.cpu() for value in values]).sum() if values else torch.zeros((), dtype=torch.float64)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coterie.core.errors import CheckpointError
 from coterie.core.files import JsonValue
 from coterie.core.method import Memory
+from coterie.core.shards import cut_as, whole_of
 
 Tensors = dict[str, Tensor]
 
@@ -81,7 +82,7 @@ def module_tensors(module: nn.Module) -> Tensors:
                 f"{type(module).__name__} keeps {name!r} as a {type(value).__name__}, which a checkpoint cannot hold;"
                 " make it a buffer"
             )
-        tensors[name] = value.detach()
+        tensors[name] = whole_of(value.detach())
     return tensors
 
 
@@ -102,7 +103,7 @@ def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], *, what: st
         CheckpointError: they do not fit; then nothing was changed.
     """
     check_tensors(module_tensors(module), tensors, what=what)
-    module.load_state_dict(dict(tensors), strict=True)
+    _load(module, tensors)
 
 
 def restore_peers(peers: Plain, snapshot: Snapshot) -> None:
@@ -117,7 +118,12 @@ def restore_peers(peers: Plain, snapshot: Snapshot) -> None:
     for m in range(len(peers)):
         check_tensors(module_tensors(peers[m]), snapshot.section(f"peer{m}"), what=f"peer {m}")
     for m in range(len(peers)):
-        peers[m].load_state_dict(dict(snapshot.section(f"peer{m}")), strict=True)
+        _load(peers[m], snapshot.section(f"peer{m}"))
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own: dict[str, Tensor] = module.state_dict()
+    module.load_state_dict({name: cut_as(tensor, own[name]) for name, tensor in tensors.items()}, strict=True)
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, what: str) -> None:
@@ -187,6 +193,11 @@ def values_json(values: Mapping[str, JsonValue]) -> bytes:
 def as_list(value: JsonValue) -> Sequence[JsonValue]:
     """Narrow a value of a checkpoint to a list; anything else becomes an empty one, which fails the next check."""
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+
+
+def as_count(value: JsonValue) -> int:
+    """Narrow a value of a checkpoint to an integer; anything else becomes 0."""
+    return value if isinstance(value, int) else 0
 
 
 def as_mapping(value: JsonValue) -> Mapping[str, JsonValue]:

@@ -7,6 +7,7 @@ import torch
 from coterie.core.errors import CheckpointError
 from coterie.core.files import JsonValue
 from coterie.engine.loop import Clock, Run
+from coterie.engine.mesh import part_of
 from coterie.engine.meters import Meters
 from coterie.engine.optim_state import (
     by_owner,
@@ -16,6 +17,7 @@ from coterie.engine.optim_state import (
     parameter_names,
     restore_optimizer,
 )
+from coterie.engine.partner_state import partner_sections, partner_values, restore_partners
 from coterie.engine.rng_state import restore_rng, rng_tensors, rng_values
 from coterie.engine.snapshot import (
     Snapshot,
@@ -38,7 +40,8 @@ def capture(run: Run, meters: Meters) -> Snapshot:
         meters: the row of the log that is still open.
 
     Returns:
-        Sections `peer0..`, `method`, `memory`, `peer0.optim..`, `method.optim`, `meters`, `rng`, and plain values.
+        Sections `peer0..`, `method`, `memory`, `peer0.optim..`, `method.optim`, `meters`, `rng`, `partner0..`, and
+        plain values.
     """
     cohort, method = run.objective.cohort, run.objective.method
     names = parameter_names(cohort, method)
@@ -51,6 +54,7 @@ def capture(run: Run, meters: Meters) -> Snapshot:
             **by_owner(optimizer_tensors(run.stepper.optimizer, names)),
             "meters": sums,
             "rng": rng_tensors(),
+            **partner_sections(run.objective.partners),
         },
         values={
             "epoch": run.clock.epoch,
@@ -60,6 +64,7 @@ def capture(run: Run, meters: Meters) -> Snapshot:
             "scaler": run.precision.scaler.state_dict(),
             "terms": terms,
             "rng": rng_values(),
+            **partner_values(run.objective.partners),
         },
     )
 
@@ -77,6 +82,7 @@ def restore(run: Run, meters: Meters, snapshot: Snapshot, device: torch.device) 
         CheckpointError: networks, heads, memories, optimiser or method are not those of the checkpoint.
     """
     method = run.objective.method
+    snapshot = part_of(snapshot, run.objective.cohort)
     restore_peers(run.objective.cohort, snapshot)
     restore_module(method, snapshot.section("method"), what="the method")
     restore_memories(method.memories, snapshot.section("memory"))
@@ -89,7 +95,7 @@ def restore(run: Run, meters: Meters, snapshot: Snapshot, device: torch.device) 
 
 
 def restore_place(run: Run, snapshot: Snapshot) -> None:
-    """Put back what does not depend on the cohort: clock, learning rate, scaler and global generators.
+    """Put back what does not depend on the cohort: clock, learning rate, scaler, global generators and partners.
 
     Raises:
         CheckpointError: a value is missing or is not a number.
@@ -98,6 +104,7 @@ def restore_place(run: Run, snapshot: Snapshot) -> None:
     run.stepper.rate = _number(snapshot.value("rate"))
     run.clock = Clock(epoch=int(_number(snapshot.value("epoch"))), position=int(_number(snapshot.value("position"))))
     restore_rng(snapshot.section("rng"), snapshot.value("rng"))
+    restore_partners(run.objective.partners, snapshot)
 
 
 def _number(value: JsonValue) -> float:

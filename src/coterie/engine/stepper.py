@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coterie.config import OptimConfig
+from coterie.core.across import in_order
+from coterie.core.shards import is_shard, whole_of
+from coterie.core.world import world
 from coterie.engine.precision import Precision
 from coterie.engine.schedule import learning_rate
 
@@ -30,14 +34,21 @@ def make_optimizer(
             recorded once and repeated with other rates.
     """
     parameters = list(parameters)
-    device = parameters[0].device
+    device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+    groups: list[dict[str, Any]] = [{"params": parameters}]  # which may hold none, on a rank whose peers only teach
     rate = torch.tensor(config.lr, device=device) if recorded else config.lr
-    common: dict[str, Any] = {"lr": rate, "weight_decay": config.weight_decay, "fused": device.type in _FUSED or None}
-    if config.name != "sgd":
-        kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-        return kind(parameters, capturable=recorded and device.type == "cuda", **common)
+    in_parts = any(map(is_shard, parameters))  # no one kernel takes both such and whole ones
+    fused: dict[str, Any] = {"foreach": False} if in_parts else {"fused": device.type in _FUSED or None}
+    common: dict[str, Any] = {"lr": rate, "weight_decay": config.weight_decay, **fused}
+    if config.name == "sgd":
+        return _sgd(groups, config, common)
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    return kind(groups, capturable=recorded and device.type == "cuda", **common)
+
+
+def _sgd(groups: list[dict[str, Any]], config: OptimConfig, common: dict[str, Any]) -> torch.optim.SGD:
     nesterov = config.nesterov and config.momentum > 0
-    sgd = torch.optim.SGD(parameters, momentum=config.momentum, nesterov=nesterov, **common)
+    sgd = torch.optim.SGD(groups, momentum=config.momentum, nesterov=nesterov, **common)
     sgd.register_step_pre_hook(_start_momentum)
     return sgd
 
@@ -50,6 +61,12 @@ def _start_momentum(optimizer: torch.optim.Optimizer, args: object, kwargs: obje
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
+def _norms(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Norms `[]` of the gradients that there are."""
+    gradients = (parameter.grad for parameter in parameters)
+    return [whole_of(torch.linalg.vector_norm(gradient)) for gradient in gradients if gradient is not None]
+
+
 class Stepper:
     """Turns the loss of a batch into an optimiser step.
 
@@ -59,6 +76,7 @@ class Stepper:
         precision: the scaler.
         batches_per_epoch: batches of an epoch; a last, smaller group of accumulated batches still makes a step.
         epochs: length of the run.
+        common: how many parameters, the last ones, every process has where peers live in several.
 
     Attributes:
         rate: learning rate of the last step.
@@ -74,8 +92,10 @@ class Stepper:
         *,
         batches_per_epoch: int,
         epochs: int,
+        common: int = 0,
     ) -> None:
         self.optimizer = optimizer
+        self.common = common
         self.config = config
         self.precision = precision
         self.batches_per_epoch = batches_per_epoch
@@ -124,10 +144,21 @@ class Stepper:
                 group["lr"] = self.rate
 
     def _step(self) -> None:
+        if self.config.clip or world().spread:
+            self.precision.unscale(self.optimizer)
         if self.config.clip:
-            self.precision.scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            self._clip([p for group in self.optimizer.param_groups for p in group["params"]])
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self, parameters: list[nn.Parameter]) -> None:
+        """Shorten the gradient of all processes to the largest norm, summed in the order of one process."""
+        if world().mesh is None:
+            nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            return
+        first = len(parameters) - self.common
+        own, shared = _norms(parameters[:first]), _norms(parameters[first:])
+        like = next(chain(own, shared), torch.zeros((), device=self.precision.device))
+        total = torch.linalg.vector_norm(torch.stack([*in_order(own, like), *shared]))
+        nn.utils.clip_grads_with_norm_(parameters, self.config.clip, total, foreach=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -13,16 +14,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from coterie.core.errors import CoterieError, FailedElsewhere, ParallelError, one_line
-from coterie.core.types import Batch
+from coterie.core.types import Batch, Peers, Terms
 from coterie.core.world import World
 from coterie.data import Loader
+from coterie.engine.heartbeat import Heartbeat
 from coterie.engine.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
+    from coterie.engine.loop import Run
+
 _MESSAGE = 512  # bytes of an error that is passed on
 _LOOK = timedelta(seconds=2)
+_LOST = ("gloo", "nccl", "timed out", "connection closed", "connection reset", "broken pipe", "process group")
+_PATIENCE = 10.0  # seconds for the notes of all ranks
+_NAMED = 8  # ranks at most that an error lists
 
 
 class Together:
@@ -35,6 +42,7 @@ class Together:
 
     Attributes:
         asked: whether any rank was asked to stop when they last met; then all stop after the same step.
+        heart: where this rank shows what it is doing; None for nowhere.
     """
 
     def __init__(self, world: World, interrupt: Interrupt, store: Store | None = None) -> None:
@@ -42,6 +50,7 @@ class Together:
         self.asked = False
         self._interrupt = interrupt
         self._store = store
+        self.heart: Heartbeat | None = None
         self._doing = ("setup", 0)
         self._over = False  # whether ranks have agreed that the run has failed, and meet no more
 
@@ -63,7 +72,7 @@ class Together:
                 raise error
             return
         asked = self._interrupt.asked
-        with self.phase("waiting", step):
+        with self.phase("waiting", step or self._doing[1]):
             stop, failed, last, first = self._largest([asked, error is not None, step, -step])
         if failed:
             self._raise_first(error)
@@ -77,7 +86,7 @@ class Together:
     def checked(self, what: str) -> Iterator[None]:
         """Context whose body all ranks run; if it fails on one of them, it fails on all. Raises as `meet` does."""
         error = None
-        with self.phase(what, 0):
+        with self.phase(what, self._doing[1]):
             try:
                 yield
             except Exception as raised:
@@ -90,7 +99,22 @@ class Together:
         before = self._doing
         self._note(what, step)
         yield
-        self._note(*before)  # not after an error: then what was done is what matters
+        begun = step > 0 and before[0] == "setup"  # not noted after an error: then what was done is what matters
+        self._note("training" if begun else before[0], max(step, before[1]))
+
+    @contextmanager
+    def contact(self) -> Iterator[None]:
+        """Context that turns what torch raises when ranks are gone into one line that names them.
+
+        Raises:
+            ParallelError: another rank is gone, or does not answer in time.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world.alone or not _is_lost(error):
+                raise
+            raise ParallelError(f"{self.missing()} ({one_line(error)[:120]})") from error
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -112,7 +136,7 @@ class Together:
         Returns:
             What to raise: `error`, or that another rank raises its own first.
         """
-        if self._doing[0] not in ("step", "waiting"):
+        if self._doing[0] not in ("step", "waiting") and not isinstance(error, ParallelError):
             try:
                 self.meet(step, error)
             except FailedElsewhere as elsewhere:
@@ -124,9 +148,11 @@ class Together:
     def missing(self) -> str:
         """Say which ranks keep the others waiting, and what they are doing, as far as they have noted it."""
         mine = f"rank {self.world.rank} waited in phase {self._doing[0]!r} of step {self._doing[1]}"
-        notes = self._notes()
-        others = {rank: note for rank, note in notes.items() if rank != self.world.rank and note != self._doing}
-        listed = ", ".join(f"rank {rank} in phase {what!r} of step {step}" for rank, (what, step) in others.items())
+        others = self._notes()
+        others.pop(self.world.rank, None)
+        elsewhere = {rank: note for rank, note in others.items() if note != self._doing}
+        named = list((elsewhere or others).items())[:_NAMED]
+        listed = ", ".join(f"rank {rank} in phase {what!r} of step {step}" for rank, (what, step) in named)
         return f"{mine}; {f'last heard of {listed}' if listed else 'the others have said no more'}"
 
     def tell_json(self, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,10 +190,8 @@ class Together:
 
     def _largest(self, numbers: list[int]) -> list[int]:
         values = torch.tensor(numbers, dtype=torch.int64)
-        try:
+        with self.contact():
             dist.all_reduce(values, dist.ReduceOp.MAX, group=self.world.control)
-        except RuntimeError as error:
-            raise ParallelError(f"{self.missing()} ({one_line(error)[:120]})") from error
         return [int(value) for value in values]
 
     def _raise_first(self, error: Exception | None) -> None:
@@ -183,19 +207,26 @@ class Together:
 
     def _note(self, what: str, step: int) -> None:
         self._doing = (what, step)
+        if self.heart is not None:
+            self.heart.beat(what, step)
         if self._store is not None:
             with suppress(RuntimeError):
                 self._store.set(f"rank{self.world.rank}", f"{step} {what}")
 
     def _notes(self) -> dict[int, tuple[str, int]]:
-        found = {}
-        for rank in range(self.world.size) if self._store is not None else ():
+        """What ranks have noted, as far as the store answers; a cut cable keeps it silent for a quarter of an hour."""
+        found: dict[int, tuple[str, int]] = {}
+        reader = threading.Thread(target=self._read_notes, args=(found,), daemon=True)
+        reader.start()
+        reader.join(_PATIENCE)
+        return dict(found)
+
+    def _read_notes(self, found: dict[int, tuple[str, int]]) -> None:
+        if self._store is None:
+            return
+        for rank in range(self.world.size):
             with suppress(RuntimeError):
-                assert self._store is not None
-                self._store.wait([f"rank{rank}"], _LOOK)
-                step, _, what = self._store.get(f"rank{rank}").decode().partition(" ")
-                found[rank] = (what, int(step))
-        return found
+                found[rank] = _noted(self._store, rank)
 
 
 class MeetingLoader:
@@ -230,6 +261,39 @@ class MeetingLoader:
     def close(self) -> None:
         """End what the loader has started."""
         self.loader.close()
+
+
+class Pulse:
+    """Shows the steps of a process that trains alone; see `coterie.engine.loop.Watcher`.
+
+    Processes that train together show more by themselves.
+
+    Args:
+        together: this process.
+    """
+
+    def __init__(self, together: Together) -> None:
+        self.together = together
+
+    def on_step(self, run: Run, peers: Peers, terms: Terms, batch: Batch) -> None:
+        """Show that a step was taken."""
+        if self.together.world.alone and self.together.heart is not None:
+            self.together.heart.beat("step", run.batches)
+
+    def on_epoch(self, run: Run) -> None:
+        """Show nothing more."""
+
+
+def _noted(store: Store, rank: int) -> tuple[str, int]:
+    store.wait([f"rank{rank}"], _LOOK)
+    step, _, what = store.get(f"rank{rank}").decode().partition(" ")
+    return what, int(step)
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether an error of torch's says that another rank is gone or silent."""
+    said = str(error).lower()
+    return not isinstance(error, torch.OutOfMemoryError) and any(word in said for word in _LOST)
 
 
 def _fetched(fetch: Callable[[], Batch]) -> tuple[Batch | None, Exception | None]:

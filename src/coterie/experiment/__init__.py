@@ -4,6 +4,7 @@ from coterie.experiment.api import Outcome, train
 from coterie.experiment.catalogue import catalogue
 from coterie.experiment.comparison import Comparison
 from coterie.experiment.doctor import Finding, diagnose
+from coterie.experiment.elsewhere import fetch_run
 from coterie.experiment.experiment import Experiment
 from coterie.experiment.fewshot import fewshot_run
 from coterie.experiment.finished import evaluate_run, export_run
@@ -23,6 +24,7 @@ __all__ = [
     "diagnose",
     "evaluate_run",
     "export_run",
+    "fetch_run",
     "fewshot_pictures",
     "fewshot_run",
     "make_plan",

@@ -78,7 +78,7 @@ def build_nets(recipe: Recipe, *, num_classes: int, channels: int, image_size: i
         raise ConfigError(f"cohort.leader is {leader} and there are {len(names)} peers; name one of them")
     nets = []
     for m, name in enumerate(names):
-        with _fresh(mix(recipe.seed, "net", (m - leader) % len(names))):
+        with fresh(mix(recipe.seed, "net", (m - leader) % len(names))):
             nets.append(NETS[name](num_classes=num_classes, in_channels=channels, image_size=image_size))
     return nets
 
@@ -120,7 +120,7 @@ def build_method(
         peers=peers,
         teachers=teachers,
     )
-    with _fresh(mix(recipe.seed, "heads", phase) if phase else mix(recipe.seed, "heads")):
+    with fresh(mix(recipe.seed, "heads", phase) if phase else mix(recipe.seed, "heads")):
         method = make_method(recipe.method, recipe.method_config, facts)
         method.attach(cohort)
     _check_views(recipe, method, data)
@@ -275,7 +275,8 @@ def runtime(config: TrainConfig, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _fresh(seed: int) -> Iterator[None]:
+def fresh(seed: int) -> Iterator[None]:
+    """Context in which fresh weights are drawn under a seed of their own; torch's generator is put back afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

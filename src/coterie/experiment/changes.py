@@ -16,11 +16,19 @@ MAY_CHANGE = frozenset(
         "data.memory_mb",
         "teacher.weights",
         "teacher.cache",
+        "exchange.folder",
+        "exchange.keep",
+        "exchange.timeout",
         "train.device",
         "train.threads",
         "train.keep",
+        "train.keep_every",
+        "train.background_saves",
+        "train.mirror",
         "train.checkpoint_every",
         "train.timeout",
+        "train.peer_ranks",
+        "train.shard",
     }
 )
 """Settings that decide where and how a run is computed, not what; a continued run may have others."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from coterie.cohort import Cohort
 from coterie.config import FewshotConfig, Recipe
 from coterie.core.draws import mix
-from coterie.core.errors import ConfigError, CoterieError
+from coterie.core.errors import ConfigError, CoterieError, one_line
 from coterie.core.record import RunFolder
 from coterie.core.world import ALONE, world
-from coterie.data import Source, Split, evaluation_batches, open_data
+from coterie.data import Opened, Source, Split, evaluation_batches, open_data
 from coterie.engine import Interrupt, Preempted, Snapshot, Together, check_spreadable, fit, joined
+from coterie.engine.mesh import check_divisible, divide
+from coterie.engine.sharding import check_shardable
 from coterie.evaluation import classify, draw_episodes, peer_embeddings, peer_logits, score_episodes
 from coterie.experiment.build import (
     Parts,
@@ -31,9 +34,12 @@ from coterie.experiment.build import (
     runtime,
     views_for,
 )
+from coterie.experiment.elsewhere import prepare_mirror
+from coterie.experiment.exchanging import check_exchange, check_place
+from coterie.experiment.launched import was_begun_by_this_launch
 from coterie.experiment.new_classes import check_scores
 from coterie.experiment.phases import Phase, adopt_peers, epoch_of, peers_in, phase_at, phases_of
-from coterie.experiment.running import prepare_running, store_for
+from coterie.experiment.running import heartbeat_for, prepare_running, store_for
 from coterie.experiment.session import Row, Session, Setting
 from coterie.experiment.teacher_cache import cache_size, cached_outputs, check_taught, on_device
 from coterie.experiment.teachers import build_teachers, cohort_facts, teacher_facts, teacher_scores
@@ -74,6 +80,7 @@ class Experiment:
         self.folder = RunFolder(folder)
         self.name = name or self.folder.path.name
         self.nets = nets
+        self._learning = _learning_in(nets or ())
         self.source = source
         self.console = console or Console(file=sys.stdout)
         self.quiet = quiet
@@ -96,9 +103,7 @@ class Experiment:
         data = open_data(recipe.data, recipe.seed, self.source)
         sight = sight_for(recipe.net.input, data.normalisation.mean, data.normalisation.std)
         channels, size = sight.shape(data.train.channels, data.train.image_size)
-        cohort = build_cohort(recipe, data, (channels, size, size), nets=self.nets, peers=peers)
-        if given is not None:
-            adopt_peers(cohort, peers, given, peers_in(given, recipe))
+        cohort = self._cohort(data, (channels, size, size), peers, given)
         teachers = build_teachers(recipe, data, view=cohort.leader)
         method = build_method(
             recipe,
@@ -109,17 +114,31 @@ class Experiment:
             teachers=teacher_facts(teachers, data),
         ).to(device)
         needs = method.requirements()
+        check_divisible(recipe.method, needs, cohort, world())
+        check_shardable(recipe.train, recipe.cohort, cohort, method, given=self.nets is not None, world=world())
         teachers.stage_maps, teachers.preactivations = needs.stage_maps, needs.preactivations
         layout = torch.channels_last if recipe.train.channels_last else torch.preserve_format
         cohort.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         teachers.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         names = tuple(net_names(recipe)[m] for m in peers)
         check_taught(recipe, needs, len(teachers))
+        check_exchange(recipe, needs)
         prepare_running(
             recipe, cohort, method, torch.zeros(views_for(recipe, method), 2, channels, size, size).to(device)
         )
         order = order_for(recipe, method, data)
         return Parts(data, cohort, method, order, device, teachers, sight.to(device), peers, names)
+
+    def _cohort(
+        self, data: Opened, shape: tuple[int, int, int], peers: Sequence[int], given: Snapshot | None
+    ) -> Cohort:
+        for parameter in self._learning:
+            parameter.requires_grad_(True)  # a network that lived elsewhere may live here now
+        cohort = build_cohort(self.recipe, data, shape, nets=self.nets, peers=peers)
+        divide(cohort, world())
+        if given is not None:
+            adopt_peers(cohort, peers, given, peers_in(given, self.recipe))
+        return cohort
 
     def build_to_train(self, peers: Sequence[int] = (), given: Snapshot | None = None) -> Parts:
         """Build as `build` does, and check that the run can be scored when it is trained.
@@ -129,6 +148,7 @@ class Experiment:
         """
         parts = self.build(peers, given)
         check_scores(self.recipe, parts.method, parts.data, self.columns)
+        check_place(self.recipe)
         return parts
 
     def train(self, *, resume: bool = False, fresh: bool = False) -> dict[str, Any]:
@@ -145,14 +165,19 @@ class Experiment:
             CoterieError: bad input, a run that cannot be continued, a loss that is not finite, or a polite stop.
         """
         interrupt = Interrupt()
+        begin: Begin = "start_over" if fresh else "resume" if resume else "start"
         with ExitStack() as stack:
             together = stack.enter_context(joined(self.recipe.train, interrupt))
             self.folder.writes = together.world.writes
+            stack.enter_context(together.contact())
             with together.checked("opening the folder"):
                 stack.enter_context(self.folder.create().lock())
+                together.heart = heartbeat_for(self.folder, together)
+            begin = cast("Begin", together.tell("resume" if was_begun_by_this_launch(self.folder) else begin))
+            with together.checked("opening the mirror"):
+                prepare_mirror(self.recipe, self.folder, begin)
             stack.enter_context(interrupt)
             stack.enter_context(runtime(self.recipe.train, _generators(self.recipe, together)))
-            begin: Begin = "start_over" if fresh else "resume" if resume else "start"
             result = None
             while result is None:
                 result = self._train_phase(begin, interrupt, together)
@@ -273,6 +298,10 @@ def _generators(recipe: Recipe, together: Together) -> int:
     return mix(recipe.seed, "globals", rank) if rank else mix(recipe.seed, "globals")
 
 
+def _learning_in(nets: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [parameter for net in nets for parameter in net.parameters() if parameter.requires_grad]
+
+
 def _number_of(peers: tuple[int, ...], phases: Sequence[Phase]) -> int:
     return next((number for number, phase in enumerate(phases) if phase.peers == peers), 0)
 
@@ -284,20 +313,28 @@ def head_of(parts: Parts, config: FewshotConfig) -> str:
     return trained if config.head == "auto" else config.head
 
 
+def _announce(session: Session, error: Exception) -> Exception:
+    """Let other ranks and the record know how a run has failed; what to raise."""
+    ended = session.setting.together.announce(session.run.batches, error)
+    said = str(ended) if isinstance(ended, CoterieError) else one_line(ended)
+    session.record("failed", getattr(ended, "exit_code", 1), said)
+    return ended
+
+
 def _run(session: Session) -> Row | None:
     try:
-        fit(session.run)
-        if not session.is_last:
-            return None
-        result = session.finish()
+        with session.setting.together.contact():
+            fit(session.run)
+            if not session.is_last:
+                return None
+            result = session.finish()
     except Preempted as error:
         message = f"{error}; go on with: coterie train --resume {session.setting.folder.path}"
         session.record("preempted", error.exit_code, message)
         session.setting.together.tell()  # a launcher ends the first process when another one has gone
         raise Preempted(message) from None
     except Exception as error:
-        ended = session.setting.together.announce(session.run.batches, error)
-        session.record("failed", getattr(ended, "exit_code", 1), str(ended))
+        ended = _announce(session, error)
         if ended is error:
             raise
         raise ended from error

@@ -22,7 +22,7 @@ from coterie.core.memory_use import free_bytes, peak_bytes
 from coterie.core.method import Method
 from coterie.core.types import Batch, Peers, Terms
 from coterie.data import Loader
-from coterie.engine import Clock, Interrupt, Meters, Run, train_epoch
+from coterie.engine import Clock, Interrupt, Meters, Run, capture, train_epoch
 from coterie.experiment.build import Parts, images_per_batch, order_for
 from coterie.experiment.experiment import Experiment
 from coterie.experiment.phases import phases_of
@@ -40,7 +40,8 @@ class Forecast:
     Attributes:
         step: seconds of an optimiser step, with all batches that are accumulated for it.
         run: seconds of all epochs, evaluations on the validation split included.
-        memory: bytes at the peak: of a CUDA device what torch allocates there, else the resident memory of the process.
+        memory: bytes at the peak: of a CUDA device what torch allocates there, else the resident memory of the process,
+            with the copy of the state from which checkpoints are written.
         free: bytes that were to be had when the trial began.
         images: in a batch of the trial.
         batches: of the trial that were timed.
@@ -86,7 +87,7 @@ def make_forecast(
     return Forecast(
         step=batch * recipe.optim.accumulate,
         run=recipe.epochs * parts.order.batches_per_epoch * batch + _evaluations(recipe) * evaluation,
-        memory=peak_bytes(parts.device) + activations * (whole - images),
+        memory=peak_bytes(parts.device) + activations * (whole - images) + trial.copied,
         free=free,
         images=images,
         batches=len(times),
@@ -108,7 +109,7 @@ def batch_like(method: Method, images: int, most: int) -> int:
     return min(max(most // unit * unit, smallest), images)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Trial:
     """Steps and evaluations of a run, by a clock.
 
@@ -116,11 +117,13 @@ class _Trial:
         experiment: what would be done.
         parts: are trained by it.
         clock: tells seconds.
+        copied: bytes of host memory that saving in the background takes besides, where that is the memory that counts.
     """
 
     experiment: Experiment
     parts: Parts
     clock: Callable[[], float]
+    copied: int = 0
 
     def affordable(self, images: int, budget: float) -> tuple[int, int]:
         """Images of a batch, `images` at most, and batches: as few as there must be, or more within half the budget.
@@ -146,11 +149,14 @@ class _Trial:
         with experiment.session(parts, phases_of(recipe)[0], Interrupt()) as session:
             run = session.run
             run.keeper = _NoKeeper()
-            run.watchers = (Meters(every=0, emit=_ignore, emit_timing=_ignore), stopwatch)
+            meters = Meters(every=0, emit=_ignore, emit_timing=_ignore)
+            run.watchers = (meters, stopwatch)
             run.loader = _Few(run.loader, count)
             while len(stopwatch.marks) < count:
                 train_epoch(run)
                 run.clock = Clock()
+            if recipe.train.background_saves and self.parts.device.type == "cpu":
+                self.copied = capture(run, meters).num_bytes
         return [after - before for before, after in pairwise(stopwatch.marks)]
 
     def evaluation(self, images: int) -> float:

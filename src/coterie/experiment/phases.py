@@ -15,7 +15,7 @@ from coterie.core.errors import ConfigError
 from coterie.core.method import Method
 from coterie.engine import Run, Snapshot
 from coterie.engine.optim_state import adopt_optimizer, joined_owners, parameter_names
-from coterie.engine.snapshot import Tensors, as_list, restore_module
+from coterie.engine.snapshot import Tensors, as_count, as_list, restore_module
 from coterie.memory.bank import MemoryBank
 
 
@@ -61,8 +61,7 @@ def phase_at(recipe: Recipe, epoch: int) -> Phase:
 
 def epoch_of(snapshot: Snapshot) -> int:
     """Finished epochs when a snapshot was taken."""
-    epoch = snapshot.value("epoch")
-    return epoch if isinstance(epoch, int) else 0
+    return as_count(snapshot.value("epoch"))
 
 
 def peers_in(snapshot: Snapshot, recipe: Recipe) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from coterie.engine import (
     CheckpointKeeper,
     CheckpointStore,
     CudaRecorder,
+    Heartbeat,
     ParallelStep,
     RecordedStep,
     Run,
@@ -51,16 +52,24 @@ def prepare_running(recipe: Recipe, cohort: Cohort, method: Method, views: Tenso
         check_recordable(method, recipe.optim, recipe.train, views.device)
 
 
-def store_for(folder: RunFolder, together: Together, keep: int = 2) -> CheckpointStore:
+def store_for(folder: RunFolder, together: Together, keep: int = 2, keep_every: int = 0) -> CheckpointStore:
     """Where checkpoints of a run go: one store for all processes that train together."""
     if together.world.alone:
-        return CheckpointStore(folder.checkpoints, keep)
-    return SharedStore(folder.checkpoints, keep, together)
+        return CheckpointStore(folder.checkpoints, keep, keep_every)
+    return SharedStore(folder.checkpoints, keep, keep_every, together)
 
 
 def keeper_for(together: Together, **options: Any) -> CheckpointKeeper:  # noqa: ANN401
     """What writes the checkpoints of a run; options are those of `CheckpointKeeper`."""
     return CheckpointKeeper(**options) if together.world.alone else SharedKeeper(together, **options)
+
+
+def heartbeat_for(folder: RunFolder, together: Together) -> Heartbeat:
+    """Where a process of a run shows what it is doing; the first one removes the signs of a run before."""
+    heart = Heartbeat(folder.heartbeats, together.world.rank)
+    if folder.writes:
+        heart.clear()
+    return heart
 
 
 def step_for(recipe: Recipe, parts: Parts, together: Together) -> Step:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from coterie.config import Recipe, to_toml
 from coterie.core.draws import mix
@@ -19,6 +19,7 @@ from coterie.core.errors import ConfigError
 from coterie.core.files import JsonValue, RecordWarning
 from coterie.core.memory_use import peak_bytes
 from coterie.core.record import MetricsLog, RunFolder, State, Status, read_metrics
+from coterie.core.world import ALONE, inside
 from coterie.data import Split, ViewPlan, make_loader
 from coterie.engine import (
     Diagnostics,
@@ -28,6 +29,7 @@ from coterie.engine import (
     Meters,
     Objective,
     Precision,
+    Pulse,
     Run,
     Snapshot,
     Stepper,
@@ -40,11 +42,16 @@ from coterie.engine import (
     restore_place,
     save_to,
 )
-from coterie.engine.snapshot import as_mapping
+from coterie.engine.mesh import hand_out_peers
+from coterie.engine.sharding import shard
+from coterie.engine.snapshot import as_count, as_mapping
 from coterie.experiment.best import load_best, restore_scorable, scorable, scores_equal
 from coterie.experiment.build import Parts, images_per_batch, views_for
 from coterie.experiment.changes import check_unchanged
-from coterie.experiment.phases import Phase, adopt_rest, peers_in
+from coterie.experiment.elsewhere import uploads_for
+from coterie.experiment.exchanging import exchange_for, partners_for
+from coterie.experiment.launched import launch_facts
+from coterie.experiment.phases import Phase, adopt_rest, epoch_of, peers_in
 from coterie.experiment.running import keeper_for, settle_execution, step_for, store_for
 from coterie.experiment.teachers import digest_of
 from coterie.experiment.tensorboard import TensorBoard
@@ -104,7 +111,7 @@ class Session:
         self.display = Display(recipe.epochs, setting.console, quiet=setting.quiet or not folder.writes)
         self.board = TensorBoard(folder.path / "tensorboard", writes=folder.writes)
         self.meters = Meters(every=recipe.train.log_every, emit=self._emit, emit_timing=self._emit_timing)
-        self.store = store_for(folder, setting.together, recipe.train.keep)
+        self.store = store_for(folder, setting.together, recipe.train.keep, recipe.train.keep_every)
         self.keeper = keeper_for(
             setting.together,
             store=self.store,
@@ -112,16 +119,26 @@ class Session:
             log=self.log,
             every=recipe.train.checkpoint_every,
             facts=_facts(setting),
+            background=recipe.train.background_saves,
         )
+        self.keeper.on_saved = self._on_saved
+        self.uploads = uploads_for(recipe, folder, self.store)
+        self.saved = 0
         self.keeper.extra["peers"] = list(setting.parts.peers)
         self.validation = self._make_validation()
         self.run = self._make_run(interrupt)
+        self.exchange = exchange_for(
+            recipe, setting.parts, self.run, emit=self._emit, keep=self._keep_counts, together=setting.together
+        )
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()
         self._stack.enter_context(self.display)
         self._stack.enter_context(self.board)
         self._stack.callback(self.run.loader.close)
+        self._stack.callback(self._finish_saving)
+        if self.exchange is not None:
+            self._stack.callback(self.exchange.close)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -134,19 +151,25 @@ class Session:
             ConfigError: the folder holds a run already.
         """
         folder = self.setting.folder
-        if folder.writes and (self.store.steps() or folder.result.exists()):
-            raise ConfigError(
-                f"{folder.path} holds a run already; go on with --resume {folder.path} or give another --out"
-            )
+        self._check_unused()
         self.log.truncate(0)
         self.timing.truncate(0)
-        folder.write_environment(self.setting.name)
+        folder.write_environment(self.setting.name, **launch_facts())
         folder.write_recipe(to_toml(self.setting.recipe))
         self.record("running")
         if not self.is_last:
             self._emit({"kind": "cohort", "epoch": 0, "step": 0, "peers": list(self.setting.parts.peers)})
         self._settle(begun=False)
         self._measure_teachers()
+        if self.exchange is not None:
+            self.exchange.begin(self.run, anew=True)
+
+    def _check_unused(self) -> None:
+        folder = self.setting.folder
+        if folder.writes and (self.store.steps() or folder.result.exists()):
+            raise ConfigError(
+                f"{folder.path} holds a run already; go on with --resume {folder.path} or give another --out"
+            )
 
     def start_over(self) -> None:
         """Begin again in the folder of a run; checkpoints, log and result of before are renamed, not deleted."""
@@ -175,11 +198,13 @@ class Session:
             restore_place(self.run, snapshot)
         restore_generators(snapshot, self.setting.together.world.rank, self.setting.recipe.seed)
         self._restore_best(snapshot.values.get("best"))
-        offset = snapshot.value("log_bytes")
-        self.log.truncate(offset if isinstance(offset, int) else 0)
+        self.log.truncate(as_count(snapshot.value("log_bytes")))
         self.timing.truncate(self.timing.offset())  # only a row that lost its end goes
         self.record("running")
         self._settle(begun=before == peers)
+        if self.exchange is not None:
+            self.exchange.counts.load(as_mapping(snapshot.values.get("exchange")))
+            self.exchange.begin(self.run, anew=False)
         if before == peers:
             self._warn_if_inexact()
             self._say(f"resumed after {step} batches from {self.store.path_of(step)}")
@@ -197,16 +222,38 @@ class Session:
         return self.setting.phase.end == self.setting.recipe.epochs
 
     def record(self, state: State, exit_code: int | None = None, message: str = "") -> None:
-        """Write `status.json`."""
-        self.setting.folder.write_status(
+        """Write `status.json`; at the end of the run once all that is being saved is on disk."""
+        if state != "running":
+            self._finish_saving()
+        self._write_status(
             Status(
                 state=state,
                 step=self.run.batches,
                 epoch=self.run.clock.epoch,
                 exit_code=exit_code,
                 message=message,
+                saved=self.saved,
             )
         )
+
+    def _write_status(self, status: Status) -> None:
+        if self.uploads is not None:
+            status = replace(status, mirrored=self.uploads.mirrored, mirror_failures=self.uploads.failures)
+        self.setting.folder.write_status(status)
+
+    def _on_saved(self, step: int, snapshot: Snapshot) -> None:
+        self.saved = step
+        self._write_status(Status(state="running", step=step, epoch=epoch_of(snapshot), saved=step))
+        if self.uploads is not None:
+            self.uploads.offer(step)
+
+    def _finish_saving(self) -> None:
+        self.keeper.close()
+        if self.uploads is not None:
+            if self.saved:
+                self.uploads.offer(self.saved)  # with the logs and the result as they are now
+            self.uploads.close()
+            self.store.retire(self.saved)
 
     def finish(self) -> Row:
         """Open the test set, score the last epoch and, marked as such, the best on validation; write `result.json`.
@@ -215,9 +262,19 @@ class Session:
             What was written.
         """
         parts, recipe, folder = self.setting.parts, self.setting.recipe, self.setting.folder
+        told = {} if self.exchange is None else {"exchange": self.exchange.finish(self.run, recipe.exchange.timeout)}
+        parts.cohort.keep_all(parts.device)  # their weights came with the last checkpoint
         if not folder.writes:
             return {}  # rank 0 tells what it has found
-        last = self.store.load(self.run.batches)
+        with inside(ALONE):
+            last = self.store.load(self.run.batches)
+            if recipe.train.shard:
+                parts = self.setting.build(parts.peers)
+                restore_scorable(parts, last)
+            return self._finish(parts, last, told)
+
+    def _finish(self, parts: Parts, last: Snapshot, told: Row) -> Row:
+        recipe, folder = self.setting.recipe, self.setting.folder
         test = parts.data.test()
         result: Row = {
             "recipe": self.setting.name,
@@ -229,21 +286,25 @@ class Session:
             "train_images": len(parts.data.train.labels),
             "seconds": sum(float(str(row["seconds"])) for row in read_metrics(folder.timing)),
             "digest": digest(_without_facts(last)),
+            **told,
             "last": {"epoch": recipe.epochs, "test": self.setting.score(parts, test).as_dict()},
         }
         if parts.data.validation is not None:
             result["last"]["validation"] = self.setting.score(parts, parts.data.validation).as_dict()
-            best = load_best(folder.best)
-            if best is not None:
-                same = result["last"]["test"] if scores_equal(best, last) else self._score_best(test, best)
-                kept = {key: best.value(key) for key in ("epoch", "validation")}
-                result["best_on_validation"] = {**kept, "test": same}
+            result |= self._best_result(parts, test, last, result["last"]["test"])
         folder.write_result(result)
         return result
 
-    def _score_best(self, test: Split, best: Snapshot) -> Row:
-        parts, recipe = self.setting.parts, self.setting.recipe
-        peers = peers_in(best, recipe)
+    def _best_result(self, parts: Parts, test: Split, last: Snapshot, scores: Row) -> Row:
+        best = load_best(self.setting.folder.best)
+        if best is None:
+            return {}
+        same = scores if scores_equal(best, last) else self._score_best(parts, test, best)
+        kept = {key: best.value(key) for key in ("epoch", "validation")}
+        return {"best_on_validation": {**kept, "test": same}}
+
+    def _score_best(self, parts: Parts, test: Split, best: Snapshot) -> Row:
+        peers = peers_in(best, self.setting.recipe)
         then = parts if peers == parts.peers else self.setting.build(peers)
         restore_scorable(then, best)
         scores = self.setting.score(then, test).as_dict()
@@ -268,10 +329,12 @@ class Session:
             _warn_if_by_chance(number, top1, parts.data.num_classes)
 
     def _settle(self, *, begun: bool) -> None:
-        setting, size = self.setting, self.setting.together.world.size
-        if size > 1:
+        setting, world = self.setting, self.setting.together.world
+        if not world.alone:
             images = images_per_batch(setting.recipe, setting.parts.method)
-            self._say(f"{size} processes train together, each on {images // size} of the {images} images of a batch")
+            peers = f"{len(setting.parts.cohort.here)} peers on " if world.spread else ""
+            share = f"{peers}{images // world.data.size} of the {images} images of a batch"
+            self._say(f"{world.size} processes train together, each {'' if peers else 'on '}{share}")
         self._say(
             settle_execution(setting.folder, recipe=setting.recipe, parts=setting.parts, run=self.run, begun=begun)
         )
@@ -298,41 +361,69 @@ class Session:
             channels_last=recipe.train.channels_last,
         )
         loader = make_loader(split, order=parts.order, plan=plan, device=parts.device, workers=recipe.data.workers)
-        compiled = recipe.train.compile == "default"
-        objective = Objective(parts.cohort, parts.method, teachers=parts.teachers, sight=parts.sight, compiled=compiled)
+        objective = self._make_objective()
         precision = Precision(recipe.train.precision, parts.device)
-        stepper = Stepper(
-            make_optimizer(objective.trainable().values(), recipe.optim, recorded=recipe.train.compile == "graph"),
-            recipe.optim,
-            precision,
-            batches_per_epoch=loader.batches_per_epoch,
-            epochs=recipe.epochs,
-        )
-        diagnostics = Diagnostics(self._emit)
-        watchers: list[Watcher] = [
-            self.meters,
-            *([self.validation] if self.validation else []),
-            diagnostics,
-            self.display,
-        ]
+        if recipe.train.shard:
+            shard(parts.cohort, self.setting.together.world)
+        stepper = self._make_stepper(objective.trainable(), precision, loader.batches_per_epoch)
         held_out = self.setting.held_out if parts.method.requirements().held_out else tuple
-        run = Run(objective, stepper, loader, precision, self.setting.phase.end, self.keeper, watchers, interrupt)
+        run = Run(
+            objective, stepper, loader, precision, self.setting.phase.end, self.keeper, self._watchers(), interrupt
+        )
         run.held_out = held_out
         run.step = step_for(recipe, parts, self.setting.together)
         if not self.setting.together.world.alone:
             run.loader, run.interrupt = MeetingLoader(loader, self.setting.together), self.setting.together
         return run
 
+    def _make_objective(self) -> Objective:
+        recipe, parts = self.setting.recipe, self.setting.parts
+        return Objective(
+            parts.cohort,
+            parts.method,
+            teachers=parts.teachers,
+            sight=parts.sight,
+            partners=partners_for(recipe, parts),
+            compiled=recipe.train.compile == "default",
+        )
+
+    def _make_stepper(self, learnt: Mapping[str, nn.Parameter], precision: Precision, batches: int) -> Stepper:
+        recipe = self.setting.recipe
+        return Stepper(
+            make_optimizer(learnt.values(), recipe.optim, recorded=recipe.train.compile == "graph"),
+            recipe.optim,
+            precision,
+            batches_per_epoch=batches,
+            epochs=recipe.epochs,
+            common=sum(name.startswith("method.") for name in learnt),
+        )
+
+    def _watchers(self) -> list[Watcher]:
+        pulse, diagnostics = Pulse(self.setting.together), Diagnostics(self._emit)
+        found: tuple[Watcher | None, ...] = (
+            self.meters,
+            self.validation,
+            self.uploads,
+            diagnostics,
+            self.display,
+            pulse,
+        )
+        return list(filter(None, found))
+
     def _make_validation(self) -> Validation | None:
         split = self.setting.parts.data.validation
         if split is None:
             return None
         return Validation(
-            score=lambda: self.setting.score(self.setting.parts, split),
+            score=lambda: self._validate(split),
             every=self.setting.recipe.train.evaluate_every,
             emit=self._emit,
             on_best=self._keep_best,
         )
+
+    def _validate(self, split: Split) -> CohortScores[Measured]:
+        with self.setting.together.phase("validation", self.run.batches):
+            return self.setting.score(self.setting.parts, split)
 
     def _keep_best(self, row: Row) -> None:
         self.keeper.extra["best"] = row["leader"]["top1"]
@@ -342,15 +433,16 @@ class Session:
             "peers": peers,
             "validation": {key: row[key] for key in ("leader", "peers", "ensemble")},
         }
+        hand_out_peers(self.run.objective, self.setting.together.world)
+        state = Snapshot(tensors=scorable(self.setting.parts), values=values)
         if self.setting.folder.writes:
-            self._save_best(row["step"], values)
+            self._save_best(row["step"], state)
 
-    def _save_best(self, step: int, values: dict[str, JsonValue]) -> None:
-        save_to(
-            self.setting.folder.best,
-            step,
-            Snapshot(tensors=scorable(self.setting.parts), values=values),
-        )
+    def _save_best(self, step: int, state: Snapshot) -> None:
+        save_to(self.setting.folder.best, step, state)
+
+    def _keep_counts(self, counts: Row) -> None:
+        self.keeper.extra["exchange"] = counts
 
     def _emit(self, row: Row) -> None:
         self.log.append(row)
@@ -371,8 +463,20 @@ def _facts(setting: Setting) -> dict[str, JsonValue]:
 
 
 def _without_facts(snapshot: Snapshot) -> Snapshot:
-    """What training has made: settings that may differ between equal runs, such as `data.workers`, are left out."""
-    return replace(snapshot, values={key: value for key, value in snapshot.values.items() if key != "facts"})
+    """What training has made: settings that may differ between equal runs, such as `data.workers`, are left out.
+
+    So are generators of other ranks, the counters of an exchange, and the length of a log that holds those: they tell
+    what happened on the way.
+    """
+    left_out = {"facts", "exchange", *(["log_bytes"] if "exchange" in snapshot.values else [])}
+    tensors = {stem: section for stem, section in snapshot.tensors.items() if not _of_a_rank(stem)}
+    values = {key: value for key, value in snapshot.values.items() if key not in left_out and not _of_a_rank(key)}
+    return replace(snapshot, tensors=tensors, values=values)
+
+
+def _of_a_rank(name: str) -> bool:
+    """Whether a part of a checkpoint is of another rank's generators: `rng1`, `rng2`, ..."""
+    return name.startswith("rng") and name != "rng"
 
 
 def _warn_if_by_chance(teacher: int, top1: float, num_classes: int) -> None:

@@ -136,5 +136,6 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        why = reason(error) if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"cannot write teacher.cache={str(path.parent)!r}: {why}; give another folder") from None
+        raise ConfigError(
+            f"cannot write teacher.cache={str(path.parent)!r}: {reason(error)}; give another folder"
+        ) from None

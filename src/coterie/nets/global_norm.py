@@ -21,7 +21,7 @@ from coterie.core.world import summed, whole, world
 
 def shared_statistics() -> AbstractContextManager[object]:
     """Context in which batch norm sees the images of all ranks; it changes nothing in a world of one."""
-    return nullcontext() if world().alone or not world().global_norm else _GlobalNorm()
+    return nullcontext() if world().data.size == 1 or not world().global_norm else _GlobalNorm()
 
 
 class _GlobalNorm(TorchFunctionMode):
@@ -145,7 +145,7 @@ def _shape(images: Tensor) -> list[int]:
 
 def _count(images: Tensor) -> int:
     """Values of a channel on all ranks."""
-    return images.numel() // images.shape[1] * world().size
+    return images.numel() // images.shape[1] * world().data.size
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from coterie.reports.cohort_page import RunRows, cohort_page, read_rows
 from coterie.reports.compare import RunResult, compare_runs, curves_of, read_run
 from coterie.reports.embedding_map import Panel, embedding_map
 from coterie.reports.episode_page import EpisodePicture, episode_page
+from coterie.reports.exchange_lines import exchange_lines
 from coterie.reports.plots import Series, learning_curves
 from coterie.reports.stats import Interval, mean_interval, paired_interval, t_quantile, verdict
 from coterie.reports.tables import ComparisonRow, ComparisonTable, plain
@@ -22,6 +23,7 @@ __all__ = [
     "curves_of",
     "embedding_map",
     "episode_page",
+    "exchange_lines",
     "learning_curves",
     "mean_interval",
     "paired_interval",

@@ -27,12 +27,14 @@ class RunRows:
         validation: scores on the validation split, one row per evaluated epoch.
         diagnostics: diversity and shares of terms, one row per epoch.
         cohort: who takes part from an epoch on; empty where the cohort stays the same.
+        exchange: what other jobs have said and what has come of it; empty without an exchange.
     """
 
     train: list[Row] = field(default_factory=list)
     validation: list[Row] = field(default_factory=list)
     diagnostics: list[Row] = field(default_factory=list)
     cohort: list[Row] = field(default_factory=list)
+    exchange: list[Row] = field(default_factory=list)
 
     def peers_in(self, epoch: int, count: int) -> list[int]:
         """Numbers of the `count` peers that took part in an epoch, counted from 0."""
