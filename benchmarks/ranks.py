@@ -49,7 +49,7 @@ class Seen:
     sent: float
 
 
-def check(sizes: Sequence[int], path: Path | None) -> int:
+def check(sizes: Sequence[int], path: Path | None, *, local_norm: bool = False) -> int:
     """Print measured steps beside simulated ones, and write both on request.
 
     Nothing else may use the loopback device meanwhile, or what it sends is counted.
@@ -57,17 +57,19 @@ def check(sizes: Sequence[int], path: Path | None) -> int:
     Args:
         sizes: numbers of ranks.
         path: where to write, or None.
+        local_norm: let each rank normalise by its own images.
     """
     torch.set_num_threads(1)
     setting, cores = Setting(sizes=_SIZES), len(os.sched_getaffinity(0))
     load, links = measured_load(setting), in_processes(2, measured_links, 1 << 20)
+    load = replace(load, norms=()) if local_norm else load
     print("| ranks | measured ms | model ms | model / measured | measured MB sent | model MB | model / measured |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     rows = []
     for size in sizes:
         turns = max(1.0, size / cores)  # of ranks on a core
         slow = replace(load, **{name: getattr(load, name) * turns for name in _TIMES})
-        seen = in_processes(size, measured_steps, setting)
+        seen = in_processes(size, measured_steps, setting, not local_norm)
         said = cost(slow, Mesh(data=size), setting.sizes.batch, links)
         rows.append({"ranks": size, "measured": asdict(seen), "model": {"seconds": said.seconds, "sent": said.sent}})
         print(
@@ -116,9 +118,9 @@ def measured_links(size: int) -> Links:
     return Links(latency=short / 2, bandwidth=many.nbytes / max(long - short, 1e-9))
 
 
-def measured_steps(setting: Setting) -> Seen:
+def measured_steps(setting: Setting, sync_batch_norm: bool = True) -> Seen:
     """Take steps of MCL-OKD together with the other ranks."""
-    with joined(TrainConfig(), Interrupt()) as together:
+    with joined(TrainConfig(sync_batch_norm=sync_batch_norm), Interrupt()) as together:
         learner = make_learner(setting, knobs=[f"num_negatives={setting.sizes.negatives}"])
         if not together.world.alone:
             learner.run.step = ParallelStep(together)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.scale [--ranks N ...] [--batch B | --per-rank B] [--bandwidth GB/S] [--latency US] [--teraflops F]
 python -m benchmarks.scale --images N ... [--ranks N ...]
-python -m benchmarks.scale --check [--ranks 1 2 4] [--json FILE]
+python -m benchmarks.scale --check [--ranks 1 2 4] [--local-norm] [--json FILE]
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def main(words: list[str] | None = None) -> int:
     if options.check:
         from benchmarks.ranks import check
 
-        return check(options.ranks or [1, 2, 4], options.json)
+        return check(options.ranks or [1, 2, 4], options.json, local_norm=options.local_norm)
     if options.images:
         ranks = max(options.ranks or [1024])
         print("\n".join(holding_lines([holdings(int(count), ranks=ranks) for count in options.images], ranks)))
