@@ -61,6 +61,7 @@ def test_sigterm_saves_and_ends_with_75(tmp_path: Path) -> None:
     assert '"preempted"' in (tmp_path / "run" / "status.json").read_text()
 
 
+@pytest.mark.slow
 def test_another_process_continues_to_the_bit(tmp_path: Path) -> None:
     recipe = tiny("mcl_okd", cohort__shared=1)
     expected = run_in_pieces(recipe, tmp_path / "whole")
@@ -74,6 +75,7 @@ def test_another_process_continues_to_the_bit(tmp_path: Path) -> None:
     assert "resumed after 4 batches" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:
     done = run(["bash", "-c", f"{' '.join(COTERIE)} list nets | true; exit ${{PIPESTATUS[0]}}"], tmp_path)
     assert done.returncode in (1, 141)  # the table of rich leaves with 1, our own lines with 141

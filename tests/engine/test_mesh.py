@@ -204,6 +204,7 @@ def on_steps(look: Callable[[Any], object]) -> None:
     Meters.on_step = on_step  # type: ignore[method-assign] # in a forked child
 
 
+@pytest.mark.slow
 def test_what_a_process_holds_of_peers_elsewhere(tmp_path: Path) -> None:
     def work(rank: int) -> list[tuple[bool, ...]]:
         found = []
@@ -282,6 +283,7 @@ def pair(rank: int) -> World:
     return World(rank=rank, size=2, **lines(rank, 2, TrainConfig(peer_ranks=2), timedelta(seconds=WAIT)))
 
 
+@pytest.mark.slow
 def test_an_infinite_gradient_of_one_lets_all_skip_the_step() -> None:
     def work(rank: int) -> tuple[list[float], float]:
         with inside(pair(rank)):

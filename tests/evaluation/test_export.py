@@ -80,6 +80,7 @@ def test_report_tells_what_was_written(exported: tuple[nn.Module, ExportReport])
     assert listing(report.folder.parent) == ["export"]
 
 
+@pytest.mark.slow
 def test_weights_load_into_the_plain_network(exported: tuple[nn.Module, ExportReport]) -> None:
     net, report = exported
     row = rows(report)["leader.safetensors"]
@@ -124,6 +125,7 @@ def test_model_card_tells_the_story(exported: tuple[nn.Module, ExportReport]) ->
         assert words in text
 
 
+@pytest.mark.slow
 @pytest.mark.case(83)
 def test_names_of_strangers_are_text_in_the_card(tmp_path: Path) -> None:
     hostile = ["<script>alert(1)</script>", "a|b", "[x](http://y)", "\x1b[31mred", "\u202eleft", "```\nimport os"]

@@ -62,6 +62,7 @@ def test_a_wrapped_network_comes_back_plain(tmp_path: Path) -> None:
     assert not plain[0][3]._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_from_python(tmp_path: Path) -> None:
     common = {"train_set": items(), "test_set": items(12), "settings": SETTINGS}
     whole = coterie.train(nets(), **common, out=tmp_path / "whole")

@@ -144,6 +144,7 @@ def test_streamed_folder(tmp_path: Path, photos: Path, workers: int) -> None:
     assert pieces == whole
 
 
+@pytest.mark.slow
 @pytest.mark.case(27)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_own_data_set(tmp_path: Path, workers: int) -> None:

@@ -271,6 +271,7 @@ def test_a_resumed_job_goes_on_with_its_partners_to_the_bit(tmp_path: Path, prom
     assert all(pulls(tmp_path / "p"))
 
 
+@pytest.mark.slow
 def test_a_run_is_replayed_to_the_bit(tmp_path: Path) -> None:
     """Two live jobs, of which nobody knows when they will hear each other; what one has heard is repeated."""
     place = tmp_path / "x"

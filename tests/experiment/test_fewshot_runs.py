@@ -79,6 +79,7 @@ def test_a_stopped_run_ends_with_the_bits_of_a_whole_one(methods: tuple[str, ...
     assert run_in_pieces(recipe, tmp_path / "pieces", (2, 7)) == whole
 
 
+@pytest.mark.slow
 def test_training_raises_the_accuracy_on_new_classes(tmp_path: Path) -> None:
     recipe = recipe_of("prototypes", epochs=1, optim__lr=1e-9)
     before = Experiment(recipe, folder=tmp_path / "a", quiet=True).train()
@@ -111,6 +112,7 @@ def test_two_methods_must_want_the_same_episodes() -> None:
         make_plan(recipe_of("mcl", "prototypes", method__mcl__samples_per_class=9))
 
 
+@pytest.mark.slow
 def test_a_plan_counts_episodes() -> None:
     lines = dict(make_plan(recipe_of("mcl_okd", "prototypes")).lines)
     assert lines["steps"] == "2 epochs x 5 = 10 of 16 images"

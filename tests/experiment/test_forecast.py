@@ -62,6 +62,7 @@ def run_of(batch: int, images: int = 43, evaluated: int = 5, evaluations: int = 
     return EPOCHS * (images // batch) * batch + evaluations * evaluated
 
 
+@pytest.mark.slow
 def test_whole_batches_where_they_are_cheap(tmp_path: Path) -> None:
     experiment, parts = built("dml", tmp_path / "run")
     clock = ImageClock(parts)
@@ -134,6 +135,7 @@ def test_sizes_of_trial_batches(tmp_path: Path) -> None:
     assert size(episodes, 60, 3) == 60
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_the_generators_of_the_process_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     before = torch.get_rng_state()
@@ -159,6 +161,7 @@ def test_what_is_shown_of_a_forecast() -> None:
     assert plan._room(dataclasses.replace(told, free=4 * MIB), torch.device("cuda")) == ", allocated by torch"
 
 
+@pytest.mark.slow
 def test_time_is_within_a_quarter_of_what_training_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By processor time of one thread, which hardly depends on what else the machine does; three times at most."""
     monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=time.process_time))

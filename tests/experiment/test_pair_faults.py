@@ -29,6 +29,7 @@ def end_with(codes: list[int], task: Callable[[int], None], meeting: Path) -> No
     assert ended(start(warned, meeting)) == codes
 
 
+@pytest.mark.slow
 @pytest.mark.case(26)
 def test_the_same_run_twice_by_two_processes(tmp_path: Path) -> None:
     given = recipe()

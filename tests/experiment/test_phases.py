@@ -99,6 +99,7 @@ def test_momentum_follows_its_peer_and_its_head(tmp_path: Path) -> None:
 COHORTS = [(0, [0, 1]), (1, [0, 1, 2]), (2, [1, 2])]
 
 
+@pytest.mark.slow
 def test_log_and_results_know_who_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     Experiment(tiny("dml", **COMING), folder=folder, quiet=True).train()

@@ -55,6 +55,7 @@ def test_a_fewshot_run_has_three_pictures(own: Path, capsys: pytest.CaptureFixtu
     assert before == {name: (own / name).read_bytes() for name in PICTURES}
 
 
+@pytest.mark.slow
 def test_a_baseline_is_drawn_beside_the_leader(
     own: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

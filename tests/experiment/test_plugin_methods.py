@@ -148,6 +148,7 @@ def test_the_outer_step_comes_every_so_many_batches(accumulate: int, after: list
     assert id(gate.gate) not in optimised
 
 
+@pytest.mark.slow
 def test_the_state_of_the_outer_step_survives(tmp_path: Path) -> None:
     for settings in ({}, {"optim__accumulate": 2}, {"optim__name": "adamw", "train__checkpoint_every": 1}):
         recipe = tiny("outer_gate", **settings)

@@ -116,6 +116,7 @@ def test_state_dict_carries_everything(made: Made, images: Tensor) -> None:
         assert torch.equal(net(images), made.other(images))
 
 
+@pytest.mark.slow
 def test_gradient_reaches_every_parameter(made: Made, images: Tensor) -> None:
     net = copy.deepcopy(made.net)
     net(images).square().sum().sqrt().backward()

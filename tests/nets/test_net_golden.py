@@ -130,6 +130,7 @@ def in_order(ours: list[list[int]], shapes: list[Any]) -> bool:
     return all(shape in theirs for shape in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", deep_ones_slow(PLAIN))
 def test_stages_end_where_those_of_the_official_definition_do(name: str) -> None:
     case = CASES[name]

@@ -83,6 +83,7 @@ def test_marks_are_found_and_their_results_counted(
     assert needed == "| 4 | fault | end |  | why | a lock: `test_one` fails |"
 
 
+@pytest.mark.slow
 def test_a_stale_page_is_found(tool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "reliability.md"
     page.write_text("before\n<!-- faults -->\nstale words\n<!-- end of faults -->\nafter\n")
