@@ -19,6 +19,7 @@ def torment(kills: int, first: int, say: bool = False) -> None:
     shared = set(Path("/dev/shm").glob("*"))
     while done < kills:
         with memory_folder() as folder:
+            print(f"seed {attempt}")  # shown when something fails
             done += kill_ranks(given, folder / "run", seed=attempt, most=kills - done)
             assert trace(folder / "run") == expected, f"another end: seed {attempt}"
             assert left_behind(folder / "run") == [], f"seed {attempt}"

@@ -90,9 +90,18 @@ def _world(train: TrainConfig, timeout: timedelta) -> World:
         size=size,
         **lines(rank, size, train, timeout),
         control=dist.new_group(backend="gloo", timeout=timeout),
-        patient=dist.new_group(backend="gloo", timeout=_FOREVER),
+        patient=_patient(timeout),
         global_norm=train.sync_batch_norm,
     )
+
+
+def _patient(timeout: timedelta) -> dist.ProcessGroup:
+    """A group whose waits have no practical limit, but that of making it: a rank may be killed meanwhile."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
+    _set_pg_timeout(_FOREVER, group)
+    return group
 
 
 def _notes() -> Store:

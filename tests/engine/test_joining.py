@@ -1,0 +1,56 @@
+"""A process that dies while the groups are made keeps nobody waiting, whichever group is being made."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from coterie.engine import Interrupt, joined
+from pairs import LOST, ended, recipe, start, work
+
+SECONDS = 3.0
+
+
+def dying_before(number: int, victim: int, task: Callable[[int], None]) -> Callable[[int], None]:
+    """A task in which one rank dies instead of making its `number`-th group."""
+    made = dist.new_group
+
+    def work_or_die(rank: int) -> None:
+        left = iter(range(number))
+
+        def make(*ranks: object, **options: object) -> object:
+            if rank == victim and next(left, None) is None:
+                os._exit(9)
+            return made(*ranks, **options)
+
+        dist.new_group = make  # in a forked child
+        task(rank)
+
+    return work_or_die
+
+
+@pytest.mark.slow
+@pytest.mark.case(16, 19)
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", [0, 1])
+def test_groups_that_are_being_made(tmp_path: Path, number: int, victim: int) -> None:
+    begun, task = time.monotonic(), work(recipe("dml", train__timeout=SECONDS), tmp_path / "run")
+    codes = ended(start(dying_before(number, victim, task), tmp_path / "meeting"), 8 * SECONDS)
+    assert codes[victim] == 9 and codes[1 - victim] == LOST
+    assert time.monotonic() - begun < 6 * SECONDS
+
+
+@pytest.mark.slow
+def test_once_it_is_made_the_patient_group_waits_longer_than_the_others(tmp_path: Path) -> None:
+    def task(rank: int) -> None:
+        with joined(recipe("dml", train__timeout=SECONDS).train, Interrupt()) as together:
+            if rank == 0:
+                time.sleep(1.5 * SECONDS)
+            assert together.tell("late") == "late"
+
+    assert ended(start(task, tmp_path / "meeting")) == [0, 0]
