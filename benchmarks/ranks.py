@@ -24,8 +24,10 @@ from benchmarks.scale import Links, Load, Mesh, cost
 from benchmarks.sizes import Setting, Sizes
 from benchmarks.timing import Step
 from coterie.config import TrainConfig
+from coterie.core.allocator import keep_freed_memory
 from coterie.core.world import world
 from coterie.engine import Interrupt, joined
+from coterie.engine.cores import own_cores
 from coterie.engine.parallel import ParallelStep
 
 Found = TypeVar("Found")
@@ -150,11 +152,13 @@ def in_processes(size: int, work: Callable[..., Found], *given: object) -> Found
 
 def _as_rank(rank: int, size: int, meeting: str, work: Callable[..., Found], given: tuple[object, ...]) -> Found:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=_PATIENCE)
-    try:
-        return work(*given)
-    finally:
-        dist.destroy_process_group()
+    keep_freed_memory()
+    with own_cores(rank, size):
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=_PATIENCE)
+        try:
+            return work(*given)
+        finally:
+            dist.destroy_process_group()
 
 
 def _take_share(learner: Learner) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy
 
+from coterie.core.world import FEW
+
 _BYTES = 4  # of a float32
 _ORDER_BYTES, _ORDER_SECONDS = 40.0, 322e-9  # of an image, `core.draws.permutation` at 10^8 images on one core
 
@@ -135,7 +137,8 @@ def exchanges(load: Load, mesh: Mesh, batch: int) -> list[Exchange]:
         width = 2 * sum(load.norms) / len(load.norms) * _BYTES
         calls = own * len(load.norms)
         rows.append(Exchange(name="batch norm, forward", ranks=mesh.data, size=width, calls=calls))
-        rows.append(Exchange(name="batch norm, backward", ranks=mesh.data, size=width, calls=calls, adds=True))
+        adds = mesh.data > FEW
+        rows.append(Exchange(name="batch norm, backward", ranks=mesh.data, size=width, calls=calls, adds=adds))
     return rows
 
 

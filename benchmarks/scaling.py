@@ -25,12 +25,19 @@ from benchmarks.sizes import Setting
 from benchmarks.table import Line, Row, Skipped
 from benchmarks.timing import Step, cpu_ms, ratio, repeated, take_turns
 from coterie.config import TrainConfig
+from coterie.core.allocator import keep_freed_memory
 from coterie.core.world import ALONE, World, inside
 from coterie.engine import Interrupt, ParallelStep, Together
+from coterie.engine.cores import calm_messengers, own_cores
 from coterie.engine.mesh import lines
 
-_LIMITS = {"peers": 1.7, "data": 1.6, "norm": 1.6}
-_TITLES = {"peers": "peers in two", "data": "batch in two", "norm": "batch and batch norm in two"}
+_SMALL, _WIDE = (4, "resnet20"), (2, "resnet8x4")  # the second works four times as long between exchanges
+_ROWS = {
+    "peers": ("peers in two", 1.7, _SMALL),
+    "data": ("batch in two", 1.6, _SMALL),
+    "norm": ("batch and batch norm in two", 1.6, _SMALL),
+    "wide": ("batch in two", 1.6, _WIDE),
+}
 _STEPS = 2  # in one measurement
 _TIMEOUT = timedelta(minutes=5)
 
@@ -43,33 +50,43 @@ def scaling(setting: Setting) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as folder:
         start_processes(_work, (setting, folder), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
         times, own = json.loads((Path(folder) / "times").read_text())
-    net, count = setting.sizes.student, setting.sizes.peers
-    for key, limit in _LIMITS.items():
+    for key, (title, limit, (count, net)) in _ROWS.items():
+        alone = _alone((count, net))
         yield Row(
             key=f"scaling.{key}",
-            title=f"DML, {count} {net}: one process / {_TITLES[key]}",
-            measured=ratio(times["one"], times[key]),
+            title=f"DML, {count} {net}: one process / {title}",
+            measured=ratio(times[alone], times[key]),
             limit=limit,
             at_least=True,
-            note=f"{_ms(times, key)}; of it the processor worked {_ms(own, key)} for one process",
+            note=f"{_ms(times, alone, key)}; of it the processor worked {_ms(own, alone, key)} for one process",
         )
 
 
-def _ms(times: Mapping[str, list[float]], key: str) -> str:
-    return f"{median(times['one']) / _STEPS:.0f} ms / {median(times[key]) / _STEPS:.0f} ms"
+def _alone(cohort: tuple[int, str]) -> str:
+    return f"one {cohort}"
+
+
+def _ms(times: Mapping[str, list[float]], alone: str, key: str) -> str:
+    return f"{median(times[alone]) / _STEPS:.0f} ms / {median(times[key]) / _STEPS:.0f} ms"
 
 
 def _work(rank: int, setting: Setting, folder: str) -> None:
-    """Take the steps of one rank; rank 0 writes down the times."""
     torch.set_num_threads(1)
+    with own_cores(rank, 2):
+        _take_turns(rank, setting, folder)
+
+
+def _take_turns(rank: int, setting: Setting, folder: str) -> None:
+    """Take the steps of one rank; rank 0 writes down the times."""
+    keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=_TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-    setting = replace(setting, sizes=replace(setting.sizes, net=setting.sizes.student))
     shared = World(rank=rank, size=2, control=control)
     apart = replace(shared, **lines(rank, 2, TrainConfig(peer_ranks=2), _TIMEOUT))
-    own_norm = replace(shared, global_norm=False)
-    sides = {"peers": _step(setting, apart), "data": _step(setting, shared), "norm": _step(setting, own_norm)}
-    sides["one"] = _step(setting, ALONE) if rank == 0 else _nothing
+    worlds = {"peers": apart, "data": shared, "norm": replace(shared, global_norm=False), "wide": shared}
+    sides = {key: _step(setting, _ROWS[key][2], worlds[key]) for key in _ROWS}
+    sides |= {_alone(cohort): _step(setting, cohort, ALONE) if rank == 0 else _nothing for cohort in (_SMALL, _WIDE)}
+    calm_messengers()
     own: dict[str, list[float]] = {key: [] for key in sides}
     noted = {key: _noting(step, own[key]) for key, step in sides.items()}
     times = take_turns(noted, rounds=setting.rounds, timer=_wall_ms, warm_up=1)
@@ -79,9 +96,10 @@ def _work(rank: int, setting: Setting, folder: str) -> None:
     os._exit(0)  # the wrapper around the gradients would outlive its group
 
 
-def _step(setting: Setting, world: World) -> Step:
-    """A few steps of this rank."""
-    learner: Learner = make_learner(setting, "dml", world=world)
+def _step(setting: Setting, cohort: tuple[int, str], world: World) -> Step:
+    """A few steps of this rank, of so many peers of a network."""
+    sizes = replace(setting.sizes, peers=cohort[0], net=cohort[1])
+    learner: Learner = make_learner(replace(setting, sizes=sizes), "dml", world=world)
     if not world.alone:
         learner.run.step = ParallelStep(Together(world, Interrupt()))
 

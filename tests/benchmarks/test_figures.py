@@ -44,7 +44,7 @@ def rows_of(lines: Iterable[Line]) -> dict[str, Row]:
     return {line.key: line for line in found if isinstance(line, Row)}
 
 
-SLOW = "checkpoints", "scaling"
+SLOW = "checkpoints", "full", "large", "scaling"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ def test_every_figure_is_measured_at_any_size(name: str) -> None:
     assert all(row.limit is not None for row in rows.values())
 
 
+@pytest.mark.slow
 def test_each_method_has_a_row_and_a_limit_of_its_kind() -> None:
     rows = rows_of(methods.every(SMALL))
     assert list(rows) == [f"method.{name}" for name in sorted(SMALL.methods)]
@@ -81,6 +82,7 @@ def test_the_exact_mode_is_exact() -> None:
     assert rows["exact.float64"].measured.value < 1e-12 and rows["exact.float32"].measured.value < 1e-5
 
 
+@pytest.mark.slow
 def test_noise_and_bias_tell_a_wrong_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
     fair = rows_of(contrast.noise(replace(SETTING, sizes=replace(TINY, draws=64))))
     found = contrast.parameter_gradients(replace(SETTING, sizes=replace(TINY, draws=64)))

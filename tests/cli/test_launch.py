@@ -47,9 +47,7 @@ def undisturbed() -> Trace:
     given = open_recipe(name, settings)
     with memory_folder() as folder:
         run_in_pieces(tiny(), folder / "warm")
-        ranks = start_ranks(
-            lambda rank: Experiment(given, folder=folder / "run", name=name, quiet=True).train(), folder / "meeting"
-        )
+        ranks = start_ranks(lambda rank: Experiment(given, folder=folder / "run", name=name, quiet=True).train())
         assert ended(ranks) == [0, 0]
         return trace(folder / "run")
 

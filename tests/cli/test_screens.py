@@ -29,7 +29,7 @@ def test_80_columns_hold_every_line_and_no_tower(
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     rows = sum(not line.startswith(" ") for line in lines)
-    assert len(lines) <= 5 * rows
+    assert len(lines) <= 4 * rows
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ def class_counts(order: ClassAwareOrder, epoch: int = 0) -> Tensor:
     return torch.stack([batch.bincount(minlength=int(order.labels.max()) + 1) for batch in own])
 
 
+@pytest.mark.slow
 def test_a_balanced_set_as_large_as_cifar100() -> None:
     order = ClassAwareOrder(torch.arange(50_000) % 100, 128, 2, seed=3)
     rows, counts = epoch_of(order), class_counts(order)

@@ -123,7 +123,7 @@ def test_status_tells_only_what_is_whole(memory: Path, monkeypatch: pytest.Monke
 @pytest.mark.case(7)
 def test_a_thread_that_meets_a_full_disk_is_heard_of_at_the_next_step(memory: Path) -> None:
     def train() -> None:
-        Experiment(tiny(train__checkpoint_every=2), folder=memory / "run", quiet=True).train()
+        Experiment(tiny(train__checkpoint_every=2, data__validation=0.0), folder=memory / "run", quiet=True).train()
 
     run_in_pieces(tiny(), memory / "warm")
     ended = run_child(with_file_limit(4_000, train))
@@ -213,6 +213,7 @@ def test_a_failure_that_nobody_waits_for_is_a_warning(error: Exception) -> None:
     keeper.close()
 
 
+@pytest.mark.slow
 @pytest.mark.case(43)
 def test_five_hundred_saves_in_the_background(memory: Path) -> None:
     store, writer = CheckpointStore(memory / "checkpoints"), BackgroundWriter()

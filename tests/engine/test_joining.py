@@ -40,7 +40,7 @@ def dying_before(number: int, victim: int, task: Callable[[int], None]) -> Calla
 @pytest.mark.parametrize("number", [0, 1])
 def test_groups_that_are_being_made(tmp_path: Path, number: int, victim: int) -> None:
     begun, task = time.monotonic(), work(recipe("dml", train__timeout=SECONDS), tmp_path / "run")
-    codes = ended(start(dying_before(number, victim, task), tmp_path / "meeting"), 8 * SECONDS)
+    codes = ended(start(dying_before(number, victim, task)), 8 * SECONDS)
     assert codes[victim] == 9 and codes[1 - victim] == LOST
     assert time.monotonic() - begun < 6 * SECONDS
 
@@ -53,4 +53,4 @@ def test_once_it_is_made_the_patient_group_waits_longer_than_the_others(tmp_path
                 time.sleep(1.5 * SECONDS)
             assert together.tell("late") == "late"
 
-    assert ended(start(task, tmp_path / "meeting")) == [0, 0]
+    assert ended(start(task)) == [0, 0]

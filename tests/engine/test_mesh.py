@@ -225,6 +225,7 @@ def test_what_a_process_holds_of_peers_elsewhere(tmp_path: Path) -> None:
         assert all(not any(away) and own for *away, own in found)
 
 
+@pytest.mark.slow
 def test_what_is_sent_in_a_step(tmp_path: Path) -> None:
     """Predictions and embeddings of the batch, and the four numbers of a meeting; never anything like weights."""
     sent: list[int] = []
@@ -323,6 +324,7 @@ def test_second_derivatives_reach_peers_elsewhere() -> None:
         assert kind == "ok" and found == pytest.approx(slope.tolist(), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_meshes_that_do_not_fit(tmp_path: Path) -> None:
     refused = {
         "3 peers cannot be split evenly": recipe_for("dml", cohort__nets=FOUR[:3]),

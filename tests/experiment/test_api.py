@@ -74,6 +74,7 @@ def test_stopped_and_resumed_from_python(tmp_path: Path) -> None:
     assert again.result["last"] == whole.result["last"]
 
 
+@pytest.mark.slow
 def test_own_data_are_normalised_as_asked(tmp_path: Path) -> None:
     class Looking(nn.Module):
         def __init__(self) -> None:

@@ -136,6 +136,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(recipes: tuple[str, s
     assert "alone/seed-0" in results("out")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(recipes: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *recipes, *DATA, "--seeds", "2", "--out", "my out"]) == 0
     text = capsys.readouterr().out

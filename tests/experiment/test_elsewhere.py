@@ -121,6 +121,7 @@ def test_a_store_that_fails_costs_a_warning_and_no_bit(place: Path) -> None:
     assert status is not None and (status.mirrored, status.mirror_failures) == (10, 2)
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_for_a_slow_store(place: Path) -> None:
     """One copy of 2 or 3 takes as long as the whole run."""
     with store_with(slow(0.05)) as done:

@@ -388,6 +388,7 @@ def test_two_processes_hear_what_the_first_has_fetched(tmp_path: Path, place: Pa
     assert newest(place, "a") == STEPS
 
 
+@pytest.mark.slow
 def test_the_report_tells_what_was_heard(tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(speak(place, "b", 40, weights(8), facts_at(place)))
     with pytest.warns(ExchangeWarning):

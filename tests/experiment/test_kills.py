@@ -20,9 +20,6 @@ from coterie.experiment import Experiment
 from faults import kill_until_done, memory_folder, names, run_child
 from tiny import Trace, run_in_pieces, signal_after, stop_after, tiny, trace
 
-KILLS = 50
-
-
 BOTH_WAYS = [True, pytest.param(False, marks=pytest.mark.slow)]
 
 
@@ -53,8 +50,10 @@ def odd(folder: Path) -> list[str]:
 
 
 @pytest.mark.case(1, 40)
-@pytest.mark.parametrize("background", BOTH_WAYS)
-def test_fifty_kills_at_random_moments(background: bool) -> None:
+@pytest.mark.parametrize(
+    ("enough", "background"), [(10, True), *(pytest.param(50, way, marks=pytest.mark.slow) for way in (True, False))]
+)
+def test_kills_at_random_moments(enough: int, background: bool) -> None:
     expected, kills = undisturbed(epochs=6), 0
     with memory_folder() as folder:
         for attempt in range(20):
@@ -62,7 +61,7 @@ def test_fifty_kills_at_random_moments(background: bool) -> None:
             kills += kill_until_done(work(run, 6, background), seed=attempt, shortest=0.01, longest=0.15)
             assert trace(run) == expected
             assert odd(run) == []
-            if kills >= KILLS:
+            if kills >= enough:
                 return
     raise AssertionError(f"only {kills} kills")
 

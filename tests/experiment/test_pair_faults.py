@@ -19,21 +19,21 @@ from pairs import ended, left_behind, recipe, start, undisturbed, work
 from tiny import run_in_pieces, signal_after, tiny, trace
 
 
-def end_with(codes: list[int], task: Callable[[int], None], meeting: Path) -> None:
+def end_with(codes: list[int], task: Callable[[int], None]) -> None:
     """Run a task in two ranks, whose warnings are not what is tested here."""
 
     def warned(rank: int) -> None:
         warnings.simplefilter("ignore")  # in a forked child
         task(rank)
 
-    assert ended(start(warned, meeting)) == codes
+    assert ended(start(warned)) == codes
 
 
 @pytest.mark.slow
 @pytest.mark.case(26)
 def test_the_same_run_twice_by_two_processes(tmp_path: Path) -> None:
     given = recipe()
-    end_with([0, 0], work(given, tmp_path / "run"), tmp_path / "meeting")
+    end_with([0, 0], work(given, tmp_path / "run"))
     assert trace(tmp_path / "run") == undisturbed(given)
 
 
@@ -47,11 +47,11 @@ def test_a_disk_that_is_full_ends_both_and_costs_nothing_else() -> None:
             train = lambda: work(given, folder / "run")(rank)  # noqa: E731
             (with_file_limit(4_000, train) if rank == 0 else train)()
 
-        end_with([4, 4], task, folder / "first")
+        end_with([4, 4], task)
         status = RunFolder(folder / "run").read_status()
         assert status is not None and (status.state, status.exit_code) == ("failed", 4)
         assert names(folder / "run" / "checkpoints") == []
-        end_with([0, 0], work(given, folder / "run"), folder / "second")
+        end_with([0, 0], work(given, folder / "run"))
         assert trace(folder / "run") == expected
         assert left_behind(folder / "run") == []
 
@@ -65,13 +65,13 @@ def test_a_flipped_bit_costs_a_step_and_no_bit(tmp_path: Path) -> None:
         with signal_after(7, signal.SIGTERM):
             work(given, tmp_path / "run")(rank)
 
-    end_with([75, 75], stopped, tmp_path / "first")
+    end_with([75, 75], stopped)
     newest = CheckpointStore(tmp_path / "run" / "checkpoints").steps()[-1]
     path = tmp_path / "run" / "checkpoints" / f"step-{newest:08d}" / "peer1.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    end_with([0, 0], work(given, tmp_path / "run"), tmp_path / "second")
+    end_with([0, 0], work(given, tmp_path / "run"))
     assert trace(tmp_path / "run") == expected
     assert f".bad-step-{newest:08d}" in names(tmp_path / "run" / "checkpoints")
 
@@ -121,7 +121,7 @@ def test_a_peer_that_raises_in_one_of_two_processes_ends_both(tmp_path: Path) ->
             Failing.forward = _raises_at_once  # type: ignore[method-assign]
         work(given, tmp_path / "run")(rank)
 
-    end_with([6, 1], task, tmp_path / "meeting")
+    end_with([6, 1], task)
     status = RunFolder(tmp_path / "run").read_status()
     assert status is not None and "last heard of rank 1" in status.message
 

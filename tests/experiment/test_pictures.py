@@ -81,6 +81,7 @@ def test_the_episode_is_the_first_that_is_scored(own: Path, monkeypatch: pytest.
     torch.testing.assert_close(torch.cat([episode.support, episode.queries], dim=1), raw)
 
 
+@pytest.mark.slow
 def test_the_map_has_the_same_images_in_both_panels(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(pictures, "embedding_map", lambda *given, **_: seen.append(given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,12 +34,18 @@ def source(change: Callable[[torch.Tensor, torch.Tensor], object] = lambda image
     return from_dataset(TensorDataset(pixels, labels), TensorDataset(*images(8)))
 
 
-@pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    """A run of MCL-OKD on own data, stopped in its second epoch."""
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of MCL-OKD on own data, stopped in its second epoch; to be copied."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
     stop_after(6, Experiment(tiny("mcl_okd"), folder=run, source=source(), quiet=True).train)
     return run
+
+
+@pytest.fixture
+def stopped(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def kept(run: Path) -> dict[str, bytes]:

@@ -57,8 +57,9 @@ def test_a_running_run_and_one_that_was_killed(tmp_path: Path) -> None:
     assert gone.state == "gone" and gone.step >= alive.step and gone.next.startswith("coterie train --resume")
 
 
+@pytest.mark.slow
 def test_each_process_has_its_sign(tmp_path: Path) -> None:
-    children = start(work(recipe(), tmp_path / "run"), tmp_path / "meeting")
+    children = start(work(recipe(), tmp_path / "run"))
     assert ended(children) == [0, 0]
     assert [(sign.rank, sign.process) for sign in standing_of(tmp_path / "run").signs] == list(enumerate(children))
 

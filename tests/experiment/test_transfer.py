@@ -94,6 +94,7 @@ def test_the_leader_beside_its_fresh_self(own: Path, limit: int) -> None:
     assert all(row["seconds"] > 0 for row in record["rows"])
 
 
+@pytest.mark.slow
 def test_peers_and_stages(own: Path) -> None:
     rows = transfer_run(own, OTHER, peers="all", stages=[0, 3])["rows"]
     assert [(row["peer"], row["weights"], row["layer"], row["features"]) for row in rows] == [

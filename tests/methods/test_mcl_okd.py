@@ -208,6 +208,7 @@ def test_relaxed_positives_share_the_class() -> None:
     assert torch.equal(drawn % 10, torch.arange(6).expand(20, 6)) and drawn.unique(dim=0).shape[0] > 10
 
 
+@pytest.mark.slow
 def test_shared_and_per_sample_negatives_estimate_the_same_loss() -> None:
     torch.manual_seed(4)
     embeddings = F.normalize(torch.randn(3, 6, 16), dim=-1)

@@ -29,6 +29,7 @@ def test_topk_equals_sorting_each_row(k: int) -> None:
     assert topk_correct(logits, labels, k).tolist() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_topk_equals_torchmetrics(k: int) -> None:
     functional = pytest.importorskip("torchmetrics.functional.classification")

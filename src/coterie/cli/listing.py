@@ -35,20 +35,20 @@ def show_list(what: Literal["methods", "nets", "data", "recipes"], *, plugin: Pl
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, stacked: bool) -> Table:
-    """Lay rows out; stacked, what follows the third column stands below it, unless the name tells it already."""
+    """Lay rows out; stacked, the last of three or more columns stands below the one before, unless the name tells."""
     from rich.table import Table
     from rich.text import Text
 
-    columns = min(3, len(header)) if stacked else len(header)
+    columns = max(2, len(header) - 1) if stacked else len(header)
     table = Table(box=None, pad_edge=False)
     for title in header[:columns]:
         table.add_column(title, overflow="fold")  # long names go on in the next line
     for row in rows:
-        table.add_row(*map(Text, row[: columns - 1]), Text.assemble(row[columns - 1], *_asides(header, row, columns)))
+        table.add_row(*map(Text, row[: columns - 1]), Text.assemble(row[columns - 1], *_aside(header, row, columns)))
     return table
 
 
-def _asides(header: Sequence[str], row: Sequence[str], columns: int) -> list[tuple[str, str]]:
-    """What follows the columns that a row has room for, a line each."""
+def _aside(header: Sequence[str], row: Sequence[str], columns: int) -> list[tuple[str, str]]:
+    """What follows the columns that a row has room for."""
     below = zip(header[columns:], row[columns:], strict=True)
     return [(f"\n{title}: {text}", "dim") for title, text in below if text and text not in row[0]]

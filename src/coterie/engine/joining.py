@@ -17,6 +17,7 @@ import torch.distributed as dist
 from coterie.config import TrainConfig
 from coterie.core.errors import ConfigError, ParallelError, one_line
 from coterie.core.world import ALONE, World, inside
+from coterie.engine.cores import calm_messengers, own_cores
 from coterie.engine.interrupt import Interrupt
 from coterie.engine.mesh import check_mesh, groups_of, lines
 from coterie.engine.together import Together
@@ -45,15 +46,23 @@ def joined(train: TrainConfig, interrupt: Interrupt) -> Iterator[Together]:
             over so many processes.
         ParallelError: the other processes cannot be reached in time.
     """
-    global _unsafe
     ours = not (dist.is_available() and dist.is_initialized())
     size = _number("WORLD_SIZE", 1) if ours else dist.get_world_size()
     check_mesh(train, size)
     if size == 1:
         yield Together(ALONE, interrupt)
         return
-    timeout = timedelta(seconds=train.timeout)
     on_cuda = _take_device(train.device)
+    here = 1 if on_cuda or not ours else _number("LOCAL_WORLD_SIZE", 1)
+    with own_cores(_number("LOCAL_RANK", 0), here), _met(train, interrupt, on_cuda, ours) as together:
+        yield together
+
+
+@contextmanager
+def _met(train: TrainConfig, interrupt: Interrupt, on_cuda: bool, ours: bool) -> Iterator[Together]:
+    """Context in which the groups are there; see `joined`."""
+    global _unsafe
+    timeout = timedelta(seconds=train.timeout)
     if ours:
         _set_up("nccl" if on_cuda else "gloo", timeout)
     _unsafe = ours
@@ -61,6 +70,7 @@ def joined(train: TrainConfig, interrupt: Interrupt) -> Iterator[Together]:
         together = Together(_world(train, timeout), interrupt, _notes())
     except RuntimeError as error:
         raise ParallelError(f"lost the other processes before all had met ({one_line(error)[:120]})") from error
+    calm_messengers()
     with inside(together.world):
         yield together
     if ours:

@@ -23,7 +23,8 @@ def catalogue(what: str) -> Rows:
         what: `methods`, `nets`, `data` or `recipes`.
 
     Returns:
-        A header and one row per thing, sorted by name with numbers in their order; a fourth column is an aside.
+        A header and one row per thing, sorted by name with numbers in their order. The last of three or more columns is
+        an aside.
     """
     tables: dict[str, Callable[[], Rows]] = {
         "methods": _methods,
@@ -35,12 +36,10 @@ def catalogue(what: str) -> Rows:
 
 
 def _methods() -> Rows:
-    rows: Rows = [("method", "year", "what it does", "paper")]
+    rows: Rows = [("method", "what it does", "paper")]
     for name, method in METHODS.items():
         paper = method.paper
-        rows.append(
-            (name, str(paper.year) if paper else "", _first_line(method), paper.cite_briefly() if paper else "")
-        )
+        rows.append((name, _first_line(method), f"{paper.cite_briefly()} ({paper.year})" if paper else ""))
     return rows
 
 
