@@ -17,7 +17,7 @@ demo: .venv/.base  ## the main job on data that comes with a dependency; results
 
 test: export OMP_NUM_THREADS := 1
 test: .venv/.dev  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 check: static test  ## what a change must pass
 

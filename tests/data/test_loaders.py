@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,20 @@ def files(root: Path, framing: Framing) -> FileSplit:
     return FileSplit(split.root, split.names, split.labels, framing)
 
 
+OPENED: list[Loader] = []
+
+
 def loader_of(split: Split, workers: int = 0, plan: ViewPlan = PLAN) -> Loader:
-    return make_loader(split, order=ShuffledOrder(len(split.labels), 3, seed=1), plan=plan, workers=workers)
+    loader = make_loader(split, order=ShuffledOrder(len(split.labels), 3, seed=1), plan=plan, workers=workers)
+    OPENED.append(loader)
+    return loader
+
+
+@pytest.fixture(autouse=True)
+def _close_loaders() -> Iterator[None]:
+    yield  # workers that a garbage collector ends keep a test waiting for seconds, and be it another one
+    while OPENED:
+        OPENED.pop().close()
 
 
 def assert_same(found: list[Batch], expected: list[Batch]) -> None:

@@ -93,6 +93,7 @@ def test_a_crash_at_every_point(run: Path, reference: object, point: int, backgr
     assert proof(run) == reference
 
 
+@pytest.mark.slow
 @pytest.mark.case(6)
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("point", range(2, POINTS + 1, 6))

@@ -101,6 +101,7 @@ def test_peers_apart_and_in_parts(tmp_path: Path) -> None:
     assert all(difference(tmp_path / f"{name}-1", tmp_path / name) < CLOSE for name in runs)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_cut(tmp_path: Path) -> None:
     refused = {
         "peers that share stages": recipe_for("dml", cohort__shared=1),

@@ -84,6 +84,7 @@ def test_smaller_batches_where_they_are_not(tmp_path: Path, budget: float, image
     assert max(clock.sizes) == images
 
 
+@pytest.mark.slow
 def test_memory_of_missing_images_is_added_and_no_batch_that_does_not_fit_is_tried(tmp_path: Path) -> None:
     experiment, parts = built("dml", tmp_path / "run")
     each = free_bytes() // 10  # of which half would hold five

@@ -64,6 +64,7 @@ def test_it_is_gone_in_every_process_and_the_file_is_left_alone() -> None:
     assert (ROOT / "src" / "coterie" / "core" / "errors.py").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "ended"), [("assert False", "failed"), ("pass", "passed"), ("None", "no such test")])
 def test_how_tests_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, ended: str) -> None:
     (tmp_path / "test_x.py").write_text(f"def test_one() -> None: {body}\n")
