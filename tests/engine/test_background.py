@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from coterie.engine.keeper import CheckpointKeeper
 from coterie.engine.snapshot import Snapshot, digest
 from coterie.experiment import Experiment
 from faults import memory_folder, names, run_child, with_file_limit
+from saves import held_up, saving
 from tiny import run_in_pieces, stop_after, tiny
 
 
@@ -32,44 +33,14 @@ def memory() -> Iterator[Path]:
         yield folder
 
 
-def saving(change: Callable[[int], object], monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Do something before each checkpoint is written; the steps that were whole, in order."""
-    whole: list[int] = []
-    save = CheckpointStore.save
-
-    def changed(self: CheckpointStore, step: int, snapshot: Snapshot, **options: Any) -> Path:
-        change(step)
-        path = save(self, step, snapshot, **options)
-        whole.append(step)
-        return path
-
-    monkeypatch.setattr(CheckpointStore, "save", changed)
-    return whole
-
-
 def test_what_a_slow_thread_writes_is_the_state_at_its_step(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps are taken while each checkpoint waits to be written."""
     recipe = tiny("mcl_okd", train__checkpoint_every=4, train__keep=5)
     run_in_pieces(
         tiny("mcl_okd", train__checkpoint_every=4, train__keep=5, train__background_saves=False), memory / "a"
     )
-    before: list[tuple[int, int]] = []
-    taken: list[int] = []
     with monkeypatch.context() as patch:
-        on_step = CheckpointKeeper.on_step
-
-        def counting(self: CheckpointKeeper, run: Any) -> None:
-            on_step(self, run)
-            taken.append(run.batches)
-
-        def wait(step: int) -> None:
-            end = time.monotonic() + 20
-            while step < 9 and taken[-1] < step + 2 and time.monotonic() < end:
-                time.sleep(0.001)
-            before.append((step, taken[-1]))
-
-        patch.setattr(CheckpointKeeper, "on_step", counting)
-        saving(wait, patch)
+        before = held_up(CheckpointKeeper, patch)
         run_in_pieces(recipe, memory / "b")
     assert [step for step, _ in before] == [4, 8, 10]
     assert all(later >= step + 2 for step, later in before[:2])  # training had gone on

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,19 +14,9 @@ from coterie.core.files import RecordWarning
 from coterie.core.record import RunFolder
 from coterie.engine import CheckpointStore, SharedKeeper
 from ranks import difference, in_ranks, recipe_for, train
+from saves import held_up, saving
 
 SETTINGS: dict[str, object] = {"train__checkpoint_every": 2, "train__keep": 9}
-
-
-def patch_save(before: Any) -> None:
-    """Do something before each checkpoint is written, in a forked rank."""
-    save = CheckpointStore.save
-
-    def changed(self: CheckpointStore, step: int, snapshot: Any, **options: Any) -> Path:
-        before(step)
-        return save(self, step, snapshot, **options)
-
-    CheckpointStore.save = changed  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
@@ -40,22 +28,7 @@ def test_steps_are_taken_while_the_first_rank_writes(tmp_path: Path) -> None:
         train(recipe_for("mcl_okd", train__background_saves=False, **settings), tmp_path / "inline")
 
     def behind(rank: int) -> list[tuple[int, int]]:
-        taken, before = [0], list[tuple[int, int]]()
-        on_step = SharedKeeper.on_step
-
-        def counting(self: SharedKeeper, run: Any) -> None:
-            on_step(self, run)
-            taken.append(run.batches)
-
-        def wait(step: int) -> None:
-            end = time.monotonic() + 20
-            while step < 9 and taken[-1] < step + 2 and time.monotonic() < end:
-                time.sleep(0.001)
-            before.append((step, taken[-1]))
-
-        SharedKeeper.on_step = counting  # type: ignore[method-assign] # in a forked rank
-        if rank == 0:
-            patch_save(wait)
+        before = held_up(SharedKeeper, pytest.MonkeyPatch())  # in a forked rank; only the first one writes
         train(recipe_for("mcl_okd", **settings), tmp_path / "behind")
         return before
 
@@ -82,7 +55,7 @@ def test_a_disk_that_refuses_the_first_rank_ends_all(tmp_path: Path, background:
             if step >= first:
                 raise CheckpointError("cannot save: no space")
 
-        patch_save(refuse)
+        saving(refuse, pytest.MonkeyPatch())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             recipe = recipe_for("dml", epochs=4, train__background_saves=background, **SETTINGS)

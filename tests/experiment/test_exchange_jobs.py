@@ -19,14 +19,17 @@ from torch import Tensor
 from coterie.cli import main
 from coterie.config import Recipe
 from coterie.core import CheckpointError, ConfigError, DataError
+from coterie.core.method import METHODS
 from coterie.core.record import RunFolder, read_metrics
 from coterie.engine import CheckpointStore
 from coterie.engine.blobs import encode, parse_name
 from coterie.engine.exchange import ExchangeWarning
 from coterie.experiment import Experiment, exchanging
+from coterie.experiment.exchanging import check_exchange
+from coterie.experiment.plan import make_plan
 from coterie.nets import NETS
 from faults import fork, memory_folder, wait
-from ranks import in_ranks
+from ranks import in_ranks, on_mesh
 from ranks import train as train_precisely
 from strangers import Prompt, flip, forged, soon, speak, write
 from tiny import run_in_pieces, stop_after, tiny
@@ -366,10 +369,27 @@ def test_an_exchange_that_cannot_work_is_refused_before_training(tmp_path: Path,
     assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
 
 
+def test_the_first_process_must_have_the_leader_it_speaks_for(place: Path) -> None:
+    needs = METHODS["codistillation_jobs"].needs
+    with pytest.raises(ConfigError, match=r"peer_ranks=2 peer 1 lives in another one; set cohort\.leader=0"):
+        check_exchange(recipe(place, train__peer_ranks=2), needs)
+    check_exchange(recipe(place, train__peer_ranks=2, cohort__leader=0), needs)
+
+
+def test_a_plan_names_the_others_and_tells_them_nothing(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    lines = dict(make_plan(recipe(place, exchange__partners=("b", "c")), budget=0.5).lines)
+    assert lines["exchange"] == f"weights of the leader to {place} as job a, every 2 batches"
+    assert lines["partners"] == "b, c, up to 12 batches behind"
+    assert not [*place.iterdir()]
+
+
 @pytest.mark.slow
-def test_two_processes_hear_what_the_first_has_fetched(tmp_path: Path, place: Path) -> None:
+@pytest.mark.parametrize("apart", [1, 2])
+def test_two_processes_hear_what_the_first_has_fetched(tmp_path: Path, place: Path, apart: int) -> None:
     """In float64 the run of two ranks is that of one, whose partner's weights came by way of rank 0."""
-    made = recipe(place, exchange__partners=("b",), data__batch_size=8, exchange__max_age=100)
+    made = recipe(place, exchange__partners=("b",), data__batch_size=8, exchange__max_age=100, cohort__leader=0)
 
     next(place.iterdir()).unlink()
     doubled = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in weights().items()}
@@ -380,7 +400,7 @@ def test_two_processes_hear_what_the_first_has_fetched(tmp_path: Path, place: Pa
             path.unlink()
 
     def work(rank: int) -> None:
-        train_precisely(made, tmp_path / "two")
+        train_precisely(on_mesh(made, apart), tmp_path / "two")
 
     assert in_ranks(2, work) == [("ok", None)] * 2
     assert adoptions(tmp_path / "one") == adoptions(tmp_path / "two") != []

@@ -26,7 +26,7 @@ from coterie.engine.exchange import Exchange
 from coterie.engine.places import open_place
 from coterie.engine.replay import Replay
 from coterie.engine.snapshot import module_tensors
-from coterie.experiment.build import Parts, fresh
+from coterie.experiment.build import Parts, fresh, net_names
 from coterie.nets import NETS, Tappable
 
 _BATCH = 256
@@ -64,8 +64,19 @@ def _check_given(recipe: Recipe, needs: Needs) -> None:
             f"exchange.max_age={config.max_age} is over before news can come with exchange.every={config.every}; give"
             f" more than {2 * config.every}"
         )
+    _check_speaker(recipe)
     if recipe.train.compile == "graph":
         raise ConfigError("train.compile=graph repeats one step, and partners come and go; set train.compile=none")
+
+
+def _check_speaker(recipe: Recipe) -> None:
+    peers, ranks = len(net_names(recipe)), recipe.train.peer_ranks
+    leader = recipe.cohort.leader % peers
+    if leader >= peers // ranks:
+        raise ConfigError(
+            f"the first process speaks for the leader, and with train.peer_ranks={ranks} peer {leader} lives in another"
+            " one; set cohort.leader=0"
+        )
 
 
 def _check_names(config: ExchangeConfig) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from coterie.config import OptimConfig, Recipe
+from coterie.config import ExchangeConfig, OptimConfig, Recipe
 from coterie.core.draws import mix
 from coterie.data import ViewPlan, make_loader
 from coterie.engine import Objective, learning_rate
@@ -89,6 +89,7 @@ def _peers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
         ("shared", shared),
         *_changes(recipe),
         *_teachers(recipe, parts),
+        *_exchange(recipe.exchange),
         (
             "trained",
             f"{count_parameters(cohort):,} parameters in the cohort, {count_parameters(parts.method):,} in heads",
@@ -103,6 +104,20 @@ def _teachers(recipe: Recipe, parts: Parts) -> list[tuple[str, str]]:
     size = f"{cache_size(teachers, images):.1f} MiB for {images:,} images"
     kept = f"kept in {recipe.teacher.cache}" if recipe.teacher.cache else "not kept; see teacher.cache"
     return [("teachers", shape), ("their answers", f"{size}, {kept}")] if len(teachers) else []
+
+
+def _exchange(config: ExchangeConfig) -> list[tuple[str, str]]:
+    """Whom the run speaks to and hears; nothing without an exchange."""
+    if not config.folder:
+        return []
+    others = ", ".join(config.partners) or f"up to {config.max_partners} jobs"
+    return [
+        (
+            "exchange",
+            f"{config.what} of the leader to {config.folder} as job {config.job}, every {config.every} batches",
+        ),
+        ("partners", f"{others}, up to {config.max_age} batches behind"),
+    ]
 
 
 def _changes(recipe: Recipe) -> list[tuple[str, str]]:

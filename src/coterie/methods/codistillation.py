@@ -57,7 +57,7 @@ class Codistillation(Method):
         divergence: Literal["cross_entropy", "kl"] = "cross_entropy"
 
         def __post_init__(self) -> None:
-            check_knobs(self, not_negative=("burn_in",), count=("interval",))
+            check_knobs(self, not_negative=("burn_in", "weight"), count=("interval",))
             if self.burn_in is None and self.burn_in_unit == "steps":
                 raise ConfigError('method.burn_in_unit="steps" without method.burn_in; give both')
 
