@@ -96,6 +96,8 @@ def recipe_for(method: str, **settings: object) -> Recipe:
         "train__log_every": 2,
         "train__timeout": WAIT,
     }
+    if needs.partners:
+        base["cohort__leader"] = 0  # the first process speaks for it
     if needs.episode is not None:
         base |= {"method__ways": 4, "method__queries": 1, "fewshot__ways": 4}
     if needs.outer_every > 1 and hasattr(METHODS[method].Config(), "interval"):
