@@ -117,11 +117,11 @@ def main() -> int:
             train(recipe_named(name), Path(folder) / "one" / name)
         columns = [Column(name, Path(folder)) for name in options.columns]
         failed = [column.name for column in columns if not column.fill(names)]
-        print("".join(f"{word:>16}" for word in ["method", *(column.name for column in columns)]))
+        print(f"{'method':>20}" + "".join(f"{column.name:>16}" for column in columns))
         gaps = [0.0]
         for name in names:
             texts, values = zip(*(column.cell(name) for column in columns), strict=True)
-            print(f"{name:>16}" + "".join(f"{text:>16}" for text in texts), flush=True)
+            print(f"{name:>20}" + "".join(f"{text:>16}" for text in texts), flush=True)
             gaps.extend(values)
     for name, why in {name: why for column in columns for name, why in column.refused.items()}.items():
         print(f"{name}: {why}")
