@@ -45,9 +45,12 @@ def work(given: Recipe, folder: Path) -> Callable[[int], None]:
     return train
 
 
-def start(task: Callable[[int], None], size: int = 2) -> list[int]:
-    """Fork ranks that do a task and may meet as those of a launcher do, in a store of this process; their numbers."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+def start(task: Callable[[int], None], size: int = 2, *, again: bool = False) -> list[int]:
+    """Fork ranks that do a task and may meet as those of a launcher do, in a store of this process; their numbers.
+
+    With `again` they find in it what the ranks of the last start have left.
+    """
+    store = _stores[-1] if again else dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     _stores.append(store)
 
     def as_rank(rank: int) -> None:

@@ -46,6 +46,21 @@ def test_groups_that_are_being_made(tmp_path: Path, number: int, victim: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.case(16)
+def test_addresses_of_the_dead_cost_no_more_than_other_waits() -> None:
+    """As of one that has said where it listens and was killed before anybody had called."""
+
+    def task(rank: int) -> None:
+        with joined(recipe("dml", train__timeout=4 * SECONDS).train, Interrupt()):
+            pass
+
+    assert ended(start(task)) == [0, 0]
+    begun = time.monotonic()
+    assert LOST in ended(start(task, again=True), 15 * SECONDS)
+    assert time.monotonic() - begun < 8 * SECONDS
+
+
+@pytest.mark.slow
 def test_once_it_is_made_the_patient_group_waits_longer_than_the_others(tmp_path: Path) -> None:
     def task(rank: int) -> None:
         with joined(recipe("dml", train__timeout=SECONDS).train, Interrupt()) as together:

@@ -18,6 +18,7 @@ from coterie.config import TrainConfig
 from coterie.core.errors import ConfigError, ParallelError, one_line
 from coterie.core.world import ALONE, World, inside
 from coterie.engine.cores import calm_messengers, own_cores
+from coterie.engine.groups import connecting, make_group, set_patience, wait_for_all
 from coterie.engine.interrupt import Interrupt
 from coterie.engine.mesh import check_mesh, groups_of, lines
 from coterie.engine.together import Together
@@ -99,19 +100,10 @@ def _world(train: TrainConfig, timeout: timedelta) -> World:
         rank=rank,
         size=size,
         **lines(rank, size, train, timeout),
-        control=dist.new_group(backend="gloo", timeout=timeout),
-        patient=_patient(timeout),
+        control=make_group(timeout, backend="gloo"),
+        patient=make_group(timeout, backend="gloo", patience=_FOREVER),
         global_norm=train.sync_batch_norm,
     )
-
-
-def _patient(timeout: timedelta) -> dist.ProcessGroup:
-    """A group whose waits have no practical limit, but that of making it: a rank may be killed meanwhile."""
-    from torch.distributed.distributed_c10d import _set_pg_timeout
-
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
-    _set_pg_timeout(_FOREVER, group)
-    return group
 
 
 def _notes() -> Store:
@@ -130,7 +122,10 @@ def _set_up(backend: str, timeout: timedelta) -> None:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
         own = PrefixStore(f"coterie{next(_visits)}", store)
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
+        wait_for_all(own, size, timeout)
+        short = connecting(timeout) if backend == "gloo" else timeout
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=short)
+        set_patience(None, timeout)
     except ValueError as error:
         raise ConfigError(f"WORLD_SIZE is set and not all of the launcher's variables: {one_line(error)}") from None
     except RuntimeError as error:

@@ -25,6 +25,7 @@ from coterie.core.errors import ConfigError
 from coterie.core.files import JsonValue
 from coterie.core.method import Needs
 from coterie.core.world import Line, World
+from coterie.engine.groups import make_group
 from coterie.engine.objective import Objective
 from coterie.engine.snapshot import Snapshot, Tensors, as_list, as_mapping, module_tensors
 
@@ -81,7 +82,7 @@ def lines(rank: int, size: int, train: TrainConfig, timeout: timedelta) -> dict[
 
 def _line(lines: Tensor, own: int, place: int, timeout: timedelta) -> Line:
     """Make the groups of parallel lines of ranks `[lines, ranks]`; this process has a place in its own one."""
-    groups = [dist.new_group(line, timeout=timeout) for line in lines.tolist()]
+    groups = [make_group(timeout, ranks=line) for line in lines.tolist()]
     return Line(rank=place, size=lines.shape[1], group=groups[own])
 
 
