@@ -226,7 +226,8 @@ class Together:
             return
         for rank in range(self.world.size):
             with suppress(RuntimeError):
-                found[rank] = _noted(self._store, rank)
+                if self._store.check([f"rank{rank}"]):  # asked first: to wait for one that is gone adds up over ranks
+                    found[rank] = _noted(self._store, rank)
 
 
 class MeetingLoader:
