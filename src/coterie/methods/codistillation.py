@@ -4,68 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from coterie.cohort.codistilling import CodistillationMethod
 from coterie.cohort.ema import CohortCopy
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Outer, Paper, Peers, Terms, logits_of
+from coterie.core import METHODS, Batch, Facts, Needs, Outer, Peers, Terms, logits_of
 from coterie.core.knobs import check_knobs
 from coterie.losses.logits import at_least_float32, soft_cross_entropy, summed_cross_entropy
 
-_BURN_IN = 0.4  # share of the run, as in the example of the one public implementation
-
 
 @METHODS.register("codistillation")
-class Codistillation(Method):
+class Codistillation(CodistillationMethod):
     """Cross-entropy of each peer and, after a burn-in, with the mean probabilities of the other peers' stale copies.
 
     The copies are made when the run is built, see the same views in evaluation mode and are constants. They are run
     during the burn-in too, where their term has weight 0.
 
     Attributes:
-        burn_in: epochs or steps before the peers hear of each other.
         copies: the stale peers; None until the method is attached to a cohort.
     """
 
-    paper = Paper(
-        title="Large Scale Distributed Neural Network Training through Online Distillation",
-        authors="Anil et al.",
-        year=2018,
-        venue="ICLR",
-        arxiv="1804.03235",
-    )
     needs = Needs(min_peers=2, outer_every=50)
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Method.Config):
+    class Config(CodistillationMethod.Config):
         """Knobs of codistillation.
 
         Attributes:
             interval: steps between refreshes of the stale copies.
-            burn_in: epochs or steps before the peers hear of each other; two fifths of the run by default.
-            burn_in_unit: what `burn_in` counts.
-            weight: factor of the pull after the burn-in.
-            divergence: `cross_entropy` with the stale probabilities, or their `kl`, which differs by a constant.
         """
 
         interval: int = 50
-        burn_in: int | None = None
-        burn_in_unit: Literal["epochs", "steps"] = "epochs"
-        weight: float = 1.0
-        divergence: Literal["cross_entropy", "kl"] = "cross_entropy"
 
         def __post_init__(self) -> None:
-            check_knobs(self, not_negative=("burn_in", "weight"), count=("interval",))
-            if self.burn_in is None and self.burn_in_unit == "steps":
-                raise ConfigError('method.burn_in_unit="steps" without method.burn_in; give both')
+            super().__post_init__()
+            check_knobs(self, count=("interval",))
 
     config: Config
 
     def __init__(self, config: Config, facts: Facts) -> None:
         super().__init__(config, facts)
-        self.burn_in = int(_BURN_IN * facts.num_epochs) if config.burn_in is None else config.burn_in
         self.copies: CohortCopy | None = None
 
     def requirements(self) -> Needs:
@@ -82,9 +62,8 @@ class Codistillation(Method):
         assert self.copies is not None, "codistillation is used before it is attached to a cohort"
         logits = logits_of(peers)
         pull = self.pull(logits, logits_of(self.copies(batch.views)))
-        clock = batch.epoch if self.config.burn_in_unit == "epochs" else batch.step
-        weight = self.config.weight * (clock >= self.burn_in).to(pull.dtype)
-        return Terms().add("task", summed_cross_entropy(logits, batch.labels)).add("pull", pull, weight)
+        terms = Terms().add("task", summed_cross_entropy(logits, batch.labels))
+        return terms.add("pull", pull, self.weight_at(batch, pull))
 
     def pull(self, logits: Sequence[Tensor], stale: Sequence[Tensor]) -> Tensor:
         """Pull every peer towards the mean prediction of the other peers' copies.

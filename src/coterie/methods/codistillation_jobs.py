@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from coterie.core import METHODS, Batch, ConfigError, Facts, Method, Needs, Paper, Peers, Terms
-from coterie.core.knobs import check_knobs
+from coterie.cohort.codistilling import CodistillationMethod
+from coterie.core import METHODS, Batch, Needs, Peers, Terms
 from coterie.losses.logits import summed_cross_entropy
 from coterie.losses.partner_targets import trusted_cross_entropy, trusted_entropy, trusted_mean
 
-_BURN_IN = 0.4  # share of the run, as in `codistillation`
-
 
 @METHODS.register("codistillation_jobs")
-class CodistillationJobs(Method):
+class CodistillationJobs(CodistillationMethod):
     """Cross-entropy of each peer and, after a burn-in, with the mean probabilities of other jobs' networks.
 
     The partners' outputs come with the batch, each with the trust in it, which falls as they grow old: without a
     partner that is heard of, training goes on as if there were none. Behind another method, as in
-    `dml+codistillation_jobs`, only the pull is added.
-
-    Attributes:
-        burn_in: epochs or steps before the peers hear of other jobs.
+    `dml+codistillation_jobs`, only the pull is added. How weights travel is set in `exchange`.
     """
 
-    paper = Paper(
-        title="Large Scale Distributed Neural Network Training through Online Distillation",
-        authors="Anil et al.",
-        year=2018,
-        venue="ICLR",
-        arxiv="1804.03235",
-    )
     needs = Needs(partners=True)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Method.Config):
-        """Knobs of codistillation between jobs; how weights travel is set in `exchange`.
-
-        Attributes:
-            burn_in: epochs or steps before the peers hear of other jobs; two fifths of the run by default.
-            burn_in_unit: what `burn_in` counts.
-            weight: factor of the pull after the burn-in.
-            divergence: `cross_entropy` with the partners' probabilities, or the `kl` from them, which differs by a
-                constant.
-        """
-
-        burn_in: int | None = None
-        burn_in_unit: Literal["epochs", "steps"] = "epochs"
-        weight: float = 1.0
-        divergence: Literal["cross_entropy", "kl"] = "cross_entropy"
-
-        def __post_init__(self) -> None:
-            check_knobs(self, not_negative=("burn_in", "weight"))
-            if self.burn_in is None and self.burn_in_unit == "steps":
-                raise ConfigError('method.burn_in_unit="steps" without method.burn_in; give both')
-
-    config: Config
-
-    def __init__(self, config: Config, facts: Facts) -> None:
-        super().__init__(config, facts)
-        self.burn_in = int(_BURN_IN * facts.num_epochs) if config.burn_in is None else config.burn_in
 
     def losses(self, peers: Peers, batch: Batch) -> Terms:
         """Terms `task` and `partners`, with gradient to the logits of every peer that learns."""
@@ -98,5 +55,4 @@ class CodistillationJobs(Method):
 
     def _add(self, terms: Terms, logits: list[Tensor], batch: Batch) -> Terms:
         pull = self.pull(logits, batch)
-        clock = batch.epoch if self.config.burn_in_unit == "epochs" else batch.step
-        return terms.add("partners", pull, self.config.weight * (clock >= self.burn_in).to(pull.dtype))
+        return terms.add("partners", pull, self.weight_at(batch, pull))
