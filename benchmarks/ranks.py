@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from coterie.config import TrainConfig
 from coterie.core.allocator import keep_freed_memory
 from coterie.core.world import world
 from coterie.engine import Interrupt, joined
-from coterie.engine.cores import own_cores
+from coterie.engine.cores import own_cores, usable_cores
 from coterie.engine.parallel import ParallelStep
 
 Found = TypeVar("Found")
@@ -62,7 +61,7 @@ def check(sizes: Sequence[int], path: Path | None, *, local_norm: bool = False) 
         local_norm: let each rank normalise by its own images.
     """
     torch.set_num_threads(1)
-    setting, cores = Setting(sizes=_SIZES), len(os.sched_getaffinity(0))
+    setting, cores = Setting(sizes=_SIZES), usable_cores()
     load, links = measured_load(setting), in_processes(2, measured_links, 1 << 20)
     load = replace(load, norms=()) if local_norm else load
     print("| ranks | measured ms | model ms | model / measured | measured MB sent | model MB | model / measured |")

@@ -201,14 +201,14 @@ def averaged(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def total(small: Tensor) -> Tensor:
+def added(small: Tensor) -> Tensor:
     """Add a small tensor over the ranks that share a batch, without gradient, in as few messages as it takes."""
     line = _current.data
     if line.size <= FEW:
         return whole(small[None]).sum(0)
-    added = small.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(added, group=line.group)
-    return added
+    total = small.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=line.group)
+    return total
 
 
 def summed(tensor: Tensor) -> Tensor:

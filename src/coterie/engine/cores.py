@@ -47,6 +47,11 @@ def calm_messengers() -> None:
                 os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
 
 
+def usable_cores() -> int:
+    """Number of cores that this process may use; of the machine, where the system cannot be asked."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def _free_cores() -> list[int]:
     """All cores of this machine if this thread may use all of them, else none."""
     if sys.platform != "linux":

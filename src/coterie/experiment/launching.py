@@ -26,6 +26,7 @@ import torch
 
 from coterie.core.errors import CheckpointError, ConfigError, ParallelError, one_line
 from coterie.core.record import RunFolder, Status
+from coterie.engine.cores import usable_cores
 from coterie.experiment.hosts import interface_of, is_here, limit_silence, own_address
 from coterie.experiment.launched import JOB, NOTES, read_notes
 
@@ -214,7 +215,7 @@ def _environment(launch: Launch, notes: Path) -> dict[str, str]:
     wanted = {
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or gloo reads stale addresses after a restart
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(launch.grace),
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // launch.processes)),
+        "OMP_NUM_THREADS": str(max(1, usable_cores() // launch.processes)),
     }
     interface = interface_of(own_address(launch.host, launch.port))
     if interface:

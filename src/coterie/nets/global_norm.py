@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from coterie.core.world import summed, total, whole, world
+from coterie.core.world import added, summed, whole, world
 
 
 def shared_statistics() -> AbstractContextManager[object]:
@@ -99,7 +99,7 @@ class _Norm(torch.autograd.Function):
         shape, scale, slope = _shape(images), (variance + ctx.eps).rsqrt(), slopes[0].contiguous()
         factors = scale if weight is None else weight * scale
         to_weight, to_bias = _sums(slope, images, mean, variance, ctx.eps)
-        of_weight, of_bias = total(torch.stack([to_weight, to_bias])) / _count(images)
+        of_weight, of_bias = added(torch.stack([to_weight, to_bias])) / _count(images)
         to_images = F.batch_norm(
             _wide(images), mean, variance, -factors * of_weight, -factors * of_bias, False, 0.0, ctx.eps
         )
