@@ -24,9 +24,43 @@ from tiny import Trace, run_in_pieces, tiny, trace
 LIMIT = 10.0  # seconds in which ranks must end once one of them is gone
 LONG = 600.0  # seconds in which a run must end that nobody torments
 LOST = 6
+MEETINGS = 4  # that are kept: several starts may be under way
 
-# Of the last starts. No file: one killed while it writes there leaves half a record, at which others read for ever.
-_stores: deque[dist.TCPStore] = deque(maxlen=4)
+
+class Meeting:
+    """A store in a process that does nothing else, as a launcher has: ranks inherit none of its sockets.
+
+    It is no file: a process killed while it writes there leaves half a record, at which others read for ever. The
+    process ends with this one.
+
+    Attributes:
+        port: where it listens.
+    """
+
+    def __init__(self) -> None:
+        (told, tell), (held, self._hold) = os.pipe(), os.pipe()
+
+        def host() -> None:
+            os.close(self._hold)
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            os.write(tell, f"{store.port}".encode())
+            os.close(tell)
+            os.read(held, 1)  # until all who hold the other end are gone
+
+        self._process = fork(host)
+        os.close(tell)
+        os.close(held)
+        self.port = int(os.read(told, 16))
+        os.close(told)
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self._hold)
+        os.kill(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
+
+
+_meetings: deque[Meeting] = deque()  # of the last starts
 
 
 def recipe(method: str = "mcl_okd", **settings: object) -> Recipe:
@@ -46,15 +80,18 @@ def work(given: Recipe, folder: Path) -> Callable[[int], None]:
 
 
 def start(task: Callable[[int], None], size: int = 2, *, again: bool = False) -> list[int]:
-    """Fork ranks that do a task and may meet as those of a launcher do, in a store of this process; their numbers.
+    """Fork ranks that do a task and may meet as those of a launcher do, in a store; their process numbers.
 
     With `again` they find in it what the ranks of the last start have left.
     """
-    store = _stores[-1] if again else dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    _stores.append(store)
+    if not again:
+        _meetings.append(Meeting())
+    while len(_meetings) > MEETINGS:
+        _meetings.popleft().close()
+    port = _meetings[-1].port
 
     def as_rank(rank: int) -> None:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{store.port}"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
         os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": f"{rank}", "WORLD_SIZE": f"{size}"}
         os.environ |= {"LOCAL_RANK": f"{rank}", "LOCAL_WORLD_SIZE": f"{size}"}
         task(rank)

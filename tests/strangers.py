@@ -75,8 +75,8 @@ class Prompt(Courier):
 
     def look(self, step: int) -> None:
         super().look(step)
-        soon(lambda: self._desk.look is None or self._retries["look"].delay)
+        soon(lambda: (self._desk.look is None and not self._desk.busy_since) or self._retries["look"].delay)
 
     def send(self, parcel: object) -> None:
         super().send(parcel)
-        soon(lambda: self._desk.publish is None or self._retries["publish"].delay)
+        soon(lambda: (self._desk.publish is None and not self._desk.busy_since) or self._retries["publish"].delay)

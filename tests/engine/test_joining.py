@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from coterie.engine import Interrupt, joined
-from pairs import LOST, ended, recipe, start, work
+from pairs import LIMIT, LOST, ended, recipe, start, work
 
 SECONDS = 3.0
 
@@ -58,6 +60,23 @@ def test_addresses_of_the_dead_cost_no_more_than_other_waits() -> None:
     begun = time.monotonic()
     assert LOST in ended(start(task, again=True), 15 * SECONDS)
     assert time.monotonic() - begun < 8 * SECONDS
+
+
+@pytest.mark.case(19)
+@pytest.mark.parametrize("told", [b"", b"SSH-2.0-another-service\r\n"])
+def test_what_listens_there_and_is_no_store(told: bytes) -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def task(rank: int) -> None:
+            os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
+            with joined(recipe("dml", train__timeout=1.0).train, Interrupt()):
+                pass
+
+        ranks = start(task)
+        for _ in ranks if told else ():
+            stack.enter_context(listener.accept()[0]).sendall(told)
+        assert ended(ranks, LIMIT) == [LOST, LOST]
 
 
 @pytest.mark.slow

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -47,6 +50,36 @@ def make_group(
     if ranks is None or dist.get_rank() in ranks:
         set_patience(group, patience or timeout)
     return group
+
+
+def open_store(timeout: timedelta) -> tuple[Store, int, int]:
+    """Find the store that a launcher's variables name, the rank of this process, and the number of processes.
+
+    Torch waits for a connection as long as it is told, and then, without limit, for the first answer of whatever has
+    taken it: a process that hangs, or another service.
+
+    Args:
+        timeout: how long to wait, for each of the two.
+
+    Raises:
+        ValueError: not all of the variables are set.
+        RuntimeError: nobody listens there, or what listens does not answer.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    found: Future[tuple[Store, int, int]] = Future()
+
+    def ask() -> None:
+        try:
+            found.set_result(next(rendezvous("env://", timeout=timeout)))
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=ask, name="rendezvous", daemon=True).start()
+    try:
+        return found.result(2 * timeout.total_seconds())
+    except NotInTime:
+        raise RuntimeError(f"what listens there has not answered in {timeout.total_seconds():g} s") from None
 
 
 def set_patience(group: dist.ProcessGroup | None, patience: timedelta) -> None:

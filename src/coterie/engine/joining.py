@@ -18,7 +18,7 @@ from coterie.config import TrainConfig
 from coterie.core.errors import ConfigError, ParallelError, one_line
 from coterie.core.world import ALONE, World, inside
 from coterie.engine.cores import calm_messengers, own_cores
-from coterie.engine.groups import connecting, make_group, set_patience, wait_for_all
+from coterie.engine.groups import connecting, make_group, open_store, set_patience, wait_for_all
 from coterie.engine.interrupt import Interrupt
 from coterie.engine.mesh import check_mesh, groups_of, lines
 from coterie.engine.together import Together
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
 _FOREVER = timedelta(days=7)
 _visits = count()  # a process may train several times: each time under other names
-_unsafe = False  # whether there are groups of ours that nobody has taken down
+_unsafe = False  # whether there are groups, or attempts at them, of ours that nobody has taken down
 
 
 @contextmanager
 def joined(train: TrainConfig, interrupt: Interrupt) -> Iterator[Together]:
     """Context in which this process trains together with the others of its launch, or alone.
 
-    Groups that a program has set up before it calls this library are used and left as they are. Ours are taken down at
-    the end if all went well; after an error a process ends by `leave`, as the others may be gone.
+    Groups that a program has set up before it calls this library are used and stay; gloo's threads give way to those
+    that compute from then on, see `calm_messengers`. Our groups are taken down at the end if all went well; after an
+    error a process ends by `leave`, as the others may be gone.
 
     Args:
         train: device, time-out, and whose statistics batch norm uses.
@@ -114,12 +115,12 @@ def _notes() -> Store:
 
 
 def _set_up(backend: str, timeout: timedelta) -> None:
+    global _unsafe
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store, rank, size = open_store(timeout)
         store.set_timeout(timeout)
         own = PrefixStore(f"coterie{next(_visits)}", store)
         wait_for_all(own, size, timeout)
@@ -129,6 +130,7 @@ def _set_up(backend: str, timeout: timedelta) -> None:
     except ValueError as error:
         raise ConfigError(f"WORLD_SIZE is set and not all of the launcher's variables: {one_line(error)}") from None
     except RuntimeError as error:
+        _unsafe = True  # a thread may be waiting still
         raise ParallelError(
             f"cannot reach the other processes at {place} ({one_line(error)[:120]}); start all of them, and let"
             " MASTER_ADDR and MASTER_PORT name the first one's host and a free port"
