@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coterie.core.record import RunFolder
 from tiny import settings_of
@@ -51,9 +52,12 @@ def start(command: Sequence[str], folder: Path, fault: str = "", **extra: str) -
     scratch.mkdir(exist_ok=True)
     lives.mkdir(exist_ok=True)
     env = {**ENV, "TMPDIR": str(scratch), "COTERIE_TEST_FAULT": fault, "COTERIE_TEST_LIVES": str(lives), **extra}
-    return subprocess.Popen(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # inherited: under nohup it would be ignored
+    try:
+        return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **pipes)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def finish(process: subprocess.Popen[str], limit: float = 120.0) -> Ended:
@@ -63,6 +67,7 @@ def finish(process: subprocess.Popen[str], limit: float = 120.0) -> Ended:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         raise
     return Ended(process.returncode, out, err, time.monotonic() - begun)
 

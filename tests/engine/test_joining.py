@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from coterie.engine import Interrupt, joined
-from pairs import LIMIT, LOST, ended, recipe, start, work
+from pairs import LIMIT, LOST, MEETINGS, ended, recipe, start, work
 
 SECONDS = 3.0
 
@@ -49,17 +50,38 @@ def test_groups_that_are_being_made(tmp_path: Path, number: int, victim: int) ->
 
 @pytest.mark.slow
 @pytest.mark.case(16)
-def test_addresses_of_the_dead_cost_no_more_than_other_waits() -> None:
-    """As of one that has said where it listens and was killed before anybody had called."""
+def test_one_that_hangs_before_it_calls_costs_no_more_than_other_waits(tmp_path: Path) -> None:
+    """Rank 1 says where it listens, and then neither calls nor answers.
+
+    Which of two ranks calls the other is decided by their ports, so several pairs try.
+    """
+    goes_on, made = tmp_path / "goes_on", dist.init_process_group
+
+    def make(*words: object, **options: object) -> None:
+        if os.environ["RANK"] == "1":
+            (tmp_path / f"begins{os.getpid()}").touch()
+        while os.environ["RANK"] == "0" and not goes_on.exists():
+            time.sleep(0.01)
+        made(*words, **options)
 
     def task(rank: int) -> None:
+        dist.init_process_group = make  # in a forked child
         with joined(recipe("dml", train__timeout=4 * SECONDS).train, Interrupt()):
             pass
 
-    assert ended(start(task)) == [0, 0]
-    begun = time.monotonic()
-    assert LOST in ended(start(task, again=True), 15 * SECONDS)
-    assert time.monotonic() - begun < 8 * SECONDS
+    first, second = zip(*[start(task) for _ in range(MEETINGS)], strict=True)
+    while len(list(tmp_path.glob("begins*"))) < MEETINGS:
+        time.sleep(0.01)
+    time.sleep(0.5)  # until they wait for where the others listen
+    for rank in second:
+        os.kill(rank, signal.SIGSTOP)
+    goes_on.touch()
+    try:
+        assert ended(first, 8 * SECONDS) == [LOST] * MEETINGS
+    finally:
+        for rank in second:
+            os.kill(rank, signal.SIGKILL)
+        assert ended(second) == [-signal.SIGKILL] * MEETINGS
 
 
 @pytest.mark.case(19)
