@@ -92,7 +92,7 @@ def test_what_listens_there_and_is_no_store(told: bytes) -> None:
 
         def task(rank: int) -> None:
             os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
-            with joined(recipe("dml", train__timeout=1.0).train, Interrupt()):
+            with joined(recipe("dml", train__timeout=0.5).train, Interrupt()):
                 pass
 
         ranks = start(task)
