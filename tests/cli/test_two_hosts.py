@@ -113,7 +113,7 @@ def test_a_host_that_is_cut_off_for_good_costs_its_share_only(tmp_path: Path, ho
     second.cut()
     left, lost = finish(one, 200), finish(other, 200)
     assert left.code == 0, left.err
-    assert "processes 2 -> 1" in left.err and "may differ in the last bits" in left.err
+    assert "processes that share a batch 2 -> 1" in left.err and "may differ in the last bits" in left.err
     assert status(tmp_path / "run") == {"state": "done", "exit_code": 0}
     assert lost.code == 6, lost.err
     assert "the hosts have not met" in lost.err.splitlines()[-1]

@@ -366,4 +366,4 @@ def test_methods_that_say_they_need_one_place() -> None:
 def test_what_a_change_of_mesh_loses() -> None:
     two = {"processes": 2, "peer_ranks": 2}
     assert exactness_lost({}, two) == [] == exactness_lost(two, {"processes": 4, "peer_ranks": 4})
-    assert exactness_lost(two, {"processes": 4, "peer_ranks": 2}) == ["processes 1 -> 2"]
+    assert exactness_lost(two, {"processes": 4, "peer_ranks": 2}) == ["processes that share a batch 1 -> 2"]

@@ -106,6 +106,6 @@ def test_a_mirror_is_the_first_ranks(tmp_path: Path) -> None:
     assert in_ranks(2, first) == [("ok", None)] * 2
     steps = CheckpointStore(tmp_path / "far" / "checkpoints", keep=2).steps()
     assert steps[-1] == 10
-    with pytest.warns(RecordWarning, match="processes 2 -> 1"):
+    with pytest.warns(RecordWarning, match="processes that share a batch 2 -> 1"):
         train(recipe_for("dml", train__mirror=mirror, **SETTINGS), tmp_path / "other", resume=True)
     assert difference(tmp_path / "run", tmp_path / "other") == 0

@@ -18,6 +18,8 @@ from coterie.core.world import world
 EXACT = ("torch", "cpu_capability", "threads", "devices", "processes")
 """What must be the same for a continued run to be equal, to the bit, to one that was never interrupted."""
 
+_SAID = {"processes": "processes that share a batch"}
+
 
 def describe_environment() -> dict[str, JsonValue]:
     """Versions of what computes and names of what it computes on; nothing about the user or the machine's name."""
@@ -51,7 +53,8 @@ def exactness_lost(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]
         ["torch '2.11.0' -> '2.13.0'"]
     """
     before, now = map(_by_batch, (before, now))
-    return [f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in EXACT if before.get(key) != now.get(key)]
+    changed = [key for key in EXACT if before.get(key) != now.get(key)]
+    return [f"{_SAID.get(key, key)} {before.get(key)!r} -> {now.get(key)!r}" for key in changed]
 
 
 def _by_batch(environment: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
