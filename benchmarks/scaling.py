@@ -1,7 +1,8 @@
 """What a second process brings: peers apart, or a batch shared, against the same steps in one process.
 
-Both ways and the single process take turns in the same two processes, with one thread each, by the clock on the wall:
-what they wait for each other counts. The machine must be idle and have two cores for it.
+All ways and the single process take turns in the same two processes, with one thread each, by the clock on the wall:
+what they wait for each other counts. The machine must be idle and have two cores for it. What it can give is measured
+beside: two processes that take steps on half the batch each and send nothing. Virtual cores may share a real one.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from coterie.engine.cores import calm_messengers, own_cores
 from coterie.engine.mesh import lines
 
 _SMALL, _WIDE = (4, "resnet20"), (2, "resnet8x4")  # the second works four times as long between exchanges
-_ROWS = {
+_ROWS: dict[str, tuple[str, float | None, tuple[int, str]]] = {
+    "machine": ("half the batch in each of two, nothing sent", None, _SMALL),
     "peers": ("peers in two", 1.7, _SMALL),
     "data": ("batch in two", 1.6, _SMALL),
     "norm": ("batch and batch norm in two", 1.6, _SMALL),
+    "machine_wide": ("half the batch in each of two, nothing sent", None, _WIDE),
     "wide": ("batch in two", 1.6, _WIDE),
 }
 _STEPS = 2  # in one measurement
@@ -84,7 +87,9 @@ def _take_turns(rank: int, setting: Setting, folder: str) -> None:
     shared = World(rank=rank, size=2, control=control)
     apart = replace(shared, **lines(rank, 2, TrainConfig(peer_ranks=2), _TIMEOUT))
     worlds = {"peers": apart, "data": shared, "norm": replace(shared, global_norm=False), "wide": shared}
-    sides = {key: _step(setting, _ROWS[key][2], worlds[key]) for key in _ROWS}
+    sides = {key: _step(setting, _ROWS[key][2], world) for key, world in worlds.items()}
+    half = replace(setting, sizes=replace(setting.sizes, batch=setting.sizes.batch // 2))
+    sides |= {key: _step(half, _ROWS[key][2], ALONE) for key in ("machine", "machine_wide")}
     sides |= {_alone(cohort): _step(setting, cohort, ALONE) if rank == 0 else _nothing for cohort in (_SMALL, _WIDE)}
     calm_messengers()
     own: dict[str, list[float]] = {key: [] for key in sides}

@@ -59,7 +59,7 @@ def test_every_figure_is_measured_at_any_size(name: str) -> None:
     rows = rows_of(measure(SETTING, [name]))
     assert rows and all(math.isfinite(row.measured.value) for row in rows.values())
     assert all(row.measured.low <= row.measured.high for row in rows.values())
-    assert all(row.limit is not None for row in rows.values())
+    assert all(row.limit is not None for key, row in rows.items() if not key.startswith("scaling.machine"))
 
 
 @pytest.mark.slow
