@@ -44,7 +44,7 @@ def rows_of(lines: Iterable[Line]) -> dict[str, Row]:
     return {line.key: line for line in found if isinstance(line, Row)}
 
 
-SLOW = "checkpoints", "full", "large", "scaling"
+SLOW = "checkpoints", "full", "large", "many", "scaling"
 
 
 @pytest.mark.parametrize(

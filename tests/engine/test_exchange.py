@@ -332,6 +332,7 @@ def test_a_folder_that_may_only_be_read() -> None:
     assert "cannot publish" in line and "ermission" in line
 
 
+@pytest.mark.slow
 def test_a_place_that_does_not_answer_is_told_of_and_left_behind(folder: Path) -> None:
     class Silent(FolderPlace):
         def sizes(self) -> dict[str, int]:

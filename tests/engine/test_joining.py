@@ -84,6 +84,7 @@ def test_one_that_hangs_before_it_calls_costs_no_more_than_other_waits(tmp_path:
         assert ended(second) == [-signal.SIGKILL] * MEETINGS
 
 
+@pytest.mark.slow
 @pytest.mark.case(19)
 @pytest.mark.parametrize("told", [b"", b"SSH-2.0-another-service\r\n"])
 def test_what_listens_there_and_is_no_store(told: bytes) -> None:

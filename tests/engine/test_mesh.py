@@ -302,6 +302,7 @@ def test_an_infinite_gradient_of_one_lets_all_skip_the_step() -> None:
     assert first[1] == second[1] == pytest.approx(1 - rate * momentum * slope, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_second_derivatives_reach_peers_elsewhere() -> None:
     """The derivative of |d loss / d weights|^2, in which every pair of weights takes part."""
 

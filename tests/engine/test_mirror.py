@@ -235,6 +235,7 @@ def test_failures_are_counted_told_once_and_overcome(place: Path, monkeypatch: p
     assert len(caught) == 1
 
 
+@pytest.mark.slow
 def test_a_slow_copy_is_held_and_those_it_overtakes_are_left_out(place: Path) -> None:
     copying, store = uploading(place, 1)
     with store_with(slow(0.15)):

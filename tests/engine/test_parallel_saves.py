@@ -68,14 +68,9 @@ def test_a_disk_that_refuses_the_first_rank_ends_all(tmp_path: Path, background:
     assert status is not None and (status.state, status.exit_code, status.saved) == ("failed", 4, first - 2)
 
 
+@pytest.mark.slow
 @pytest.mark.case(2)
-@pytest.mark.parametrize(
-    "point",
-    [
-        "manifest-written:2",
-        *(pytest.param(point, marks=pytest.mark.slow) for point in ("tensors-written:4", "checkpoint-renamed:2")),
-    ],
-)
+@pytest.mark.parametrize("point", ["manifest-written:2", "tensors-written:4", "checkpoint-renamed:2"])
 def test_a_first_rank_that_dies_while_it_writes(tmp_path: Path, point: str) -> None:
     def whole(rank: int) -> None:
         train(recipe_for("dml", **SETTINGS), tmp_path / "whole")

@@ -135,7 +135,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.case(27)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_streamed_folder(tmp_path: Path, photos: Path, workers: int) -> None:
     common = {"data__name": "folder", "data__root": photos, "data__augment": "resized_crop", "data__batch_size": 7}
     recipe = tiny("mcl_okd", **common, data__workers=workers)

@@ -70,6 +70,7 @@ def test_refusals_come_before_the_first_step(tmp_path: Path, settings: dict[str,
         make_plan(recipe)
 
 
+@pytest.mark.slow
 @OWN_WARNINGS
 def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch._dynamo.reset()

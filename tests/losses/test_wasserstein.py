@@ -131,6 +131,7 @@ def test_a_frozen_side_gets_no_gradient(critic: LipschitzCritic) -> None:
     assert teacher.grad is None and student.grad is not None and student.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_learning_parts_matched_from_mismatched_pairs_within_the_true_distance(critic: LipschitzCritic) -> None:
     teacher = unit(64, DIM)
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.05)

@@ -243,6 +243,7 @@ def test_networks_with_exits_have_the_size_of_the_official_ones(case: str, names
     assert multiply_adds(net, (1, 3, 32, 32), batch_dim=1) == expected["multiply_adds_per_image"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "operations"),
     [("resnet18", 52_632_000, 5_789_188_096), ("resnet34", 72_848_320, 9_488_564_224)],
