@@ -79,13 +79,9 @@ def work(given: Recipe, folder: Path) -> Callable[[int], None]:
     return train
 
 
-def start(task: Callable[[int], None], size: int = 2, *, again: bool = False) -> list[int]:
-    """Fork ranks that do a task and may meet as those of a launcher do, in a store; their process numbers.
-
-    With `again` they find in it what the ranks of the last start have left.
-    """
-    if not again:
-        _meetings.append(Meeting())
+def start(task: Callable[[int], None], size: int = 2) -> list[int]:
+    """Fork ranks that do a task and may meet as those of a launcher do, in a store; their process numbers."""
+    _meetings.append(Meeting())
     while len(_meetings) > MEETINGS:
         _meetings.popleft().close()
     port = _meetings[-1].port

@@ -18,7 +18,7 @@ from coterie.core.world import world
 EXACT = ("torch", "cpu_capability", "threads", "devices", "processes")
 """What must be the same for a continued run to be equal, to the bit, to one that was never interrupted."""
 
-_SAID = {"processes": "processes that share a batch"}
+_SAID = {"processes": "processes that share a batch"}  # what a key counts here, where its name does not say it
 
 
 def describe_environment() -> dict[str, JsonValue]:

@@ -1,11 +1,10 @@
-"""Groups of processes: making one takes about as long as a wait in it may take, also when somebody dies meanwhile."""
+"""How processes meet, in a store and in groups: in about as long as a wait may take, also if somebody dies or hangs."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotInTime
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -61,12 +60,16 @@ def open_store(timeout: timedelta) -> tuple[Store, int, int]:
     Args:
         timeout: how long to wait, for each of the two.
 
+    Returns:
+        Store, rank and number of processes.
+
     Raises:
         ValueError: not all of the variables are set.
         RuntimeError: nobody listens there, or what listens does not answer.
     """
     from torch.distributed.rendezvous import rendezvous
 
+    limit = 2 * timeout.total_seconds()
     found: Future[tuple[Store, int, int]] = Future()
 
     def ask() -> None:
@@ -77,9 +80,9 @@ def open_store(timeout: timedelta) -> tuple[Store, int, int]:
 
     threading.Thread(target=ask, name="rendezvous", daemon=True).start()
     try:
-        return found.result(2 * timeout.total_seconds())
-    except NotInTime:
-        raise RuntimeError(f"what listens there has not answered in {timeout.total_seconds():g} s") from None
+        return found.result(limit)
+    except TimeoutError:
+        raise RuntimeError(f"what listens there has not answered in {limit:g} s") from None
 
 
 def set_patience(group: dist.ProcessGroup | None, patience: timedelta) -> None:
